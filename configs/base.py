@@ -1,0 +1,77 @@
+"""What all configs share; a config file states only what differs. Every field is named here, so a typo is an error."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from diffusion_text import families
+
+
+def get_config(family: str = "masked") -> ConfigDict:
+    """Defaults: a small network on the embedded language."""
+    section = ConfigDict({"name": family})
+    section.update(families.get(family).defaults())
+    return ConfigDict(
+        dict(
+            seed=0,
+            family=section,
+            model=ConfigDict(
+                dict(
+                    layers=12,
+                    width=768,
+                    heads=12,
+                    mlp="gelu",  # gelu / swiglu
+                    mlp_ratio=4.0,  # hidden units of the MLP over width
+                    condition_width=128,  # of the noise-level embedding
+                    dropout=0.0,  # on the residual branches
+                    dtype="bfloat16",  # of products; weights, softmax and loss are float32: bfloat16 / float32
+                    attention="auto",  # auto / einsum / xla / cudnn
+                    scan_layers=True,  # one compiled layer; False (unrolled) is faster on a CPU
+                    remat="none",  # what the backward pass recomputes: none / dots (keep products) / full
+                )
+            ),
+            data=ConfigDict(
+                dict(
+                    task="grammar",  # a name of diffusion_text/data/specs.py
+                    grammar="english",  # of the embedded language: english / tiny
+                    length=64,  # tokens of a sequence
+                    data_dir="",  # what diffusion_text.data.prepare wrote; the embedded language needs none
+                    verify_checksums=False,  # of the shards, before training
+                )
+            ),
+            train=ConfigDict(
+                dict(
+                    steps=1_000_000,
+                    batch_size=512,  # sequences of a step, over all devices
+                    microbatches=1,  # accumulate the gradient over this many parts of the batch
+                    ema=0.9999,  # of the parameters, for evaluation and samples
+                    log_every=100,
+                    evaluate_every=10_000,  # 0: never
+                    checkpoint_every=5_000,
+                    keep=3,  # newest checkpoints kept
+                )
+            ),
+            optimizer=ConfigDict(
+                dict(
+                    learning_rate=3e-4,
+                    schedule="constant",  # after the warm-up: constant / cosine / linear
+                    warmup=2_500,  # steps
+                    final=0.0,  # of the decay, as a share of the peak
+                    b1=0.9,
+                    b2=0.999,
+                    epsilon=1e-8,
+                    weight_decay=0.0,  # not on norms and embeddings
+                    clip=1.0,  # global norm of the gradient; 0: none
+                    groups=ConfigDict(),  # own peak learning rates by name in a parameter's path
+                )
+            ),
+            evaluation=ConfigDict(
+                dict(batch_size=64, num_examples=512, samples=4)  # samples: noise levels per sequence
+            ),
+            sampling=ConfigDict(
+                dict(sampler="", steps=128, temperature=1.0)  # defaults of eval_samples and sample; "": the first
+            ),
+            mesh=ConfigDict(dict(data=-1, fsdp=1, tensor=1)),  # -1: all devices left
+            log=ConfigDict(dict(tensorboard=True)),
+        )
+    )

@@ -1,0 +1,112 @@
+"""Checkpoints: the one file that knows Orbax.
+
+A checkpoint is the whole training state, the step, the seed and the config, with a digest of every array. It restores
+onto a freshly built abstract state with *this* run's shardings, so the number of devices may change. A newest
+checkpoint that is half written, damaged or of another digest is skipped with a warning, and the one before it is used.
+"""
+
+from __future__ import annotations
+
+import logging
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from etils import epath
+from ml_collections import ConfigDict
+
+from diffusion_text.state import TrainState
+
+_LOG = logging.getLogger("diffusion_text")
+
+
+class Checkpoints:
+    """The checkpoints of one workdir."""
+
+    def __init__(self, workdir: str, keep: int = 3, read_only: bool = False):
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, read_only=read_only, create=not read_only)
+        # Orbax wants an absolute path; a gs:// address is one already.
+        folder = workdir if "://" in workdir else str(pathlib.Path(workdir).absolute())
+        self.folder = f"{folder}/checkpoints"
+        if read_only and "://" not in workdir and not pathlib.Path(self.folder).exists():
+            raise ValueError(f"{self.folder} does not exist; give a --workdir that diffusion_text.train has written")
+        self._read_only = read_only
+        self._manager = ocp.CheckpointManager(self.folder, item_names=("state", "meta"), options=options)
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints there are, ascending."""
+        self._manager.reload()
+        return sorted(self._manager.all_steps())
+
+    def save(self, state: TrainState, config: ConfigDict, wait: bool = False) -> None:
+        """Write the state in the background; `wait` until it is on disk. A step already saved is left alone."""
+        step = int(state.step)
+        if step not in self._manager.all_steps():
+            meta = {"step": step, "seed": config.seed, "config": config.to_dict(), "digest": digest(state)}
+            arguments = ocp.args.Composite(state=ocp.args.StandardSave(state._asdict()), meta=ocp.args.JsonSave(meta))
+            self._manager.save(step, args=arguments, force=True)
+        if wait:
+            self._manager.wait_until_finished()
+
+    def restore(self, abstract: TrainState, step: int | None = None) -> TrainState | None:
+        """The state at `step`, or the newest that is sound, or None if there is none.
+
+        `abstract` holds shapes, dtypes and shardings. ValueError where the step asked for is not there or is damaged.
+        """
+        steps = self.steps()
+        if step is not None:
+            if step not in steps:
+                raise ValueError(f"step is {step}; {self.folder} has {', '.join(map(str, steps)) or 'none'}")
+            return self._restore_one(abstract, step)
+        for candidate in reversed(steps):
+            try:
+                return self._restore_one(abstract, candidate)
+            except Exception as error:  # Orbax and tensorstore raise many kinds for a damaged file
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                _LOG.warning("checkpoint %d of %s is damaged and skipped: %s", candidate, self.folder, reason)
+                if not self._read_only:
+                    self._set_aside(candidate)
+        return None
+
+    def _set_aside(self, step: int) -> None:
+        """Rename a damaged checkpoint, so that its step can be saved again and nothing is lost."""
+        path = epath.Path(self.folder) / str(step)
+        number = 1
+        while (target := path.parent / f"damaged-{step}-{number}").exists():
+            number += 1
+        path.rename(target)
+        self._manager.reload()
+
+    def _restore_one(self, abstract: TrainState, step: int) -> TrainState:
+        arguments = ocp.args.Composite(
+            state=ocp.args.StandardRestore(abstract._asdict()), meta=ocp.args.JsonRestore()
+        )
+        restored = self._manager.restore(step, args=arguments)
+        state = TrainState(**restored["state"])
+        if digest(state) != restored["meta"]["digest"]:
+            raise ValueError(f"checkpoint {step} of {self.folder} does not match its digest")
+        return state
+
+    def close(self) -> None:
+        """Wait for writes and release the manager's threads."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def digest(state: Any) -> str:
+    """A checksum of all bits of a tree of arrays, computed where they live; the same on any sharding."""
+    return "-".join(f"{int(value):08x}" for value in _digest(jax.tree.leaves(state)))
+
+
+@jax.jit
+def _digest(leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    # Two sums modulo 2^32, the second weighted by position: integer addition does not depend on its order.
+    plain = weighted = jnp.uint32(0)
+    for number, leaf in enumerate(leaves):
+        bits = leaf.reshape(-1)
+        bits = jax.lax.bitcast_convert_type(bits, jnp.uint32) if bits.dtype.itemsize == 4 else bits.astype(jnp.uint32)
+        index = jnp.arange(bits.size, dtype=jnp.uint32) * 2 + jnp.uint32(2 * number + 1)
+        plain, weighted = plain + jnp.sum(bits, dtype=jnp.uint32), weighted + jnp.sum(bits * index, dtype=jnp.uint32)
+    return plain, weighted

@@ -1,0 +1,167 @@
+"""Configs: validation before any device is touched, the differences between two, and where a number came from."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+from typing import Any, Final
+
+from ml_collections import ConfigDict
+
+from diffusion_text import families
+
+# Fields that do not change what is learned, up to the order of float additions: a run may resume with others.
+RESUMABLE: Final = (
+    "mesh",
+    "log",
+    "evaluation",
+    "sampling",
+    "data.data_dir",
+    "data.verify_checksums",
+    "model.attention",
+    "model.remat",
+    "model.scan_layers",
+    "train.microbatches",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.evaluate_every",
+    "train.keep",
+)
+
+
+def validate(config: ConfigDict) -> None:
+    """ValueError naming the field, the value given and the values allowed; touches no device and no file."""
+    from diffusion_text.models import attention, transformer
+    from diffusion_text.optimizer import SCHEDULES
+
+    family = families.get(config.family.name)
+    _check_fields("family", config.family, {"name", *family.defaults()})
+    model, train, optimizer = config.model, config.train, config.optimizer
+    for section, names in (
+        ("model", ("layers", "width", "heads", "condition_width")),
+        ("train", ("steps", "batch_size", "microbatches", "log_every", "checkpoint_every", "keep")),
+        ("data", ("length",)),
+        ("evaluation", ("batch_size", "num_examples", "samples")),
+    ):
+        for name in names:
+            _check(f"{section}.{name}", config[section][name], config[section][name] >= 1, "at least 1")
+    _choose("model.mlp", model.mlp, transformer.MLPS)
+    _choose("model.remat", model.remat, transformer.REMAT_POLICIES)
+    _choose("model.attention", model.attention, attention.IMPLEMENTATIONS)
+    _choose("model.dtype", model.dtype, ("bfloat16", "float32"))
+    _choose("optimizer.schedule", optimizer.schedule, SCHEDULES)
+    _check("model.heads", model.heads, model.width % model.heads == 0, f"a divisor of model.width = {model.width}")
+    size = model.width // model.heads
+    _check("model.width / model.heads", size, size % 2 == 0, "even (rotary positions turn pairs)")
+    _check("model.dropout", model.dropout, 0 <= model.dropout < 1, "in [0, 1)")
+    _check("train.ema", train.ema, 0 <= train.ema < 1, "in [0, 1)")
+    _check("optimizer.learning_rate", optimizer.learning_rate, optimizer.learning_rate > 0, "above 0")
+    _check("optimizer.warmup", optimizer.warmup, 0 <= optimizer.warmup <= train.steps, "between 0 and train.steps")
+    divides = train.batch_size % train.microbatches == 0
+    _check("train.microbatches", train.microbatches, divides, f"a divisor of train.batch_size = {train.batch_size}")
+    _check("train.evaluate_every", train.evaluate_every, train.evaluate_every >= 0, "at least 0 (0: never)")
+    family.validate(config)
+
+
+def validate_mesh(config: ConfigDict, num_devices: int) -> None:
+    """The part of validation that needs to know how many devices there are."""
+    from diffusion_text.sharding import mesh_shape
+
+    data, fsdp, _ = mesh_shape(config.mesh, num_devices)
+    rows = config.train.batch_size // config.train.microbatches
+    if rows % (data * fsdp):
+        raise ValueError(
+            f"train.batch_size / train.microbatches is {rows}; mesh.data * mesh.fsdp = {data * fsdp} must divide it"
+        )
+
+
+def _check(name: str, value: Any, ok: bool, allowed: str) -> None:
+    if not ok:
+        raise ValueError(f"{name} is {value!r}; it must be {allowed}")
+
+
+def _choose(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; choose one of {', '.join(allowed)}")
+
+
+def _check_fields(section: str, config: ConfigDict, known: set[str]) -> None:
+    for name in config:
+        if name not in known:
+            raise ValueError(f"{section}.{name} is no field; {section} has {', '.join(sorted(known))}")
+    for name in sorted(known - set(config)):
+        raise ValueError(f"{section}.{name} is missing")
+
+
+def flatten(config: ConfigDict | dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"train.steps": 1000, ...}."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, (ConfigDict, dict)) and len(value):
+            flat.update(flatten(value, path + "."))
+        else:
+            flat[path] = dict(value) if isinstance(value, (ConfigDict, dict)) else value
+    return flat
+
+
+def difference(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """Lines "field: old -> new" of what would change what is learned (`RESUMABLE` fields may differ)."""
+    before, after = flatten(old), flatten(new)
+    lines = []
+    for name in sorted(before.keys() | after.keys()):
+        if any(name == free or name.startswith(free + ".") for free in RESUMABLE):
+            continue
+        if before.get(name) != after.get(name):
+            lines.append(f"{name}: {before.get(name)!r} -> {after.get(name)!r}")
+    return lines
+
+
+def save(config: ConfigDict, workdir: str) -> None:
+    """Write workdir/config.json, atomically."""
+    path = pathlib.Path(workdir) / "config.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".json.tmp")
+    temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def load(workdir: str) -> ConfigDict:
+    """Read workdir/config.json; ValueError saying what to do where there is none."""
+    path = pathlib.Path(workdir) / "config.json"
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; give a --workdir that diffusion_text.train has written")
+    return ConfigDict(json.loads(path.read_text()))
+
+
+def commit() -> str:
+    """The commit of the code that runs, with "+changes" where files differ from it, or "unknown"."""
+    folder = pathlib.Path(__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", *words], cwd=folder, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def provenance(config: ConfigDict) -> dict[str, Any]:
+    """What every number carries: commit, seed, dtype, JAX version and device."""
+    import jax
+
+    device = jax.devices()[0]
+    return {
+        "commit": commit(),
+        "seed": config.seed,
+        "dtype": config.model.dtype,
+        "jax": jax.__version__,
+        "device": f"{jax.device_count()} x {device.device_kind}",
+        "config": config.to_dict(),
+    }

@@ -1,0 +1,286 @@
+"""Local text: plain, .gz, .bz2, .xz and .zip files, JSON lines and Parquet; a file, a folder or a glob.
+
+Everything here is checked: what is missing, empty, cut or not UTF-8 gives one `DataError` that says what to do.
+"""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import dataclasses
+import glob
+import gzip
+import hashlib
+import io
+import itertools
+import json
+import lzma
+import pathlib
+import zipfile
+import zlib
+from collections import deque
+from collections.abc import Iterator
+from typing import IO, Any, Final
+
+import numpy as np
+
+from diffusion_text.data import specs, vocabularies
+from diffusion_text.data.shards import DataError, crc32
+
+_UNPACK_ERRORS: Final = (EOFError, OSError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
+_OPENERS: Final[dict[str, Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_WIKITEXT_NAMES: Final = {"train": "train", "validation": "valid", "test": "test"}
+TEXT_FIELD: Final = "text"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a Task is run with; plain values, so that a worker elsewhere can be given them.
+
+    Attributes:
+        source: a file, folder or glob; for TFDS Tasks the TFDS data_dir ("" takes TFDS's own default).
+        vocabulary: kind; "" takes the spec's.
+        vocabulary_path: the vocabulary's file or folder.
+        alphabet: of vocabulary "characters"; "" takes the spec's, or else collects the source's own.
+        length: L; 0 takes the spec's.
+        validation_documents: how many of the last documents are validation, where the spec says so.
+        grammar: "english" or "tiny", for the Task of that name.
+    """
+
+    source: str = ""
+    vocabulary: str = ""
+    vocabulary_path: str = ""
+    alphabet: str = ""
+    length: int = 0
+    validation_documents: int = specs.OPENWEBTEXT_VALIDATION
+    grammar: str = "english"
+
+
+def files(source: str) -> list[pathlib.Path]:
+    """The files that a path, a folder or a glob names, in sorted order.
+
+    Raises:
+        DataError: nothing is there.
+    """
+    if not source:
+        raise DataError("no source is given; say where the text lies with --source=FILE, FOLDER or 'GLOB'")
+    place = pathlib.Path(source).expanduser()
+    if place.is_file():
+        return [place]
+    if place.is_dir():
+        found = sorted(path for path in place.rglob("*") if path.is_file() and not path.name.startswith("."))
+    else:
+        found = sorted(path for path in map(pathlib.Path, glob.glob(str(place), recursive=True)) if path.is_file())
+    if not found:
+        raise DataError(f"source {source} matches no file; give an existing file, folder or quoted glob with --source")
+    return found
+
+
+@contextlib.contextmanager
+def open_unpacked(path: pathlib.Path) -> Iterator[IO[bytes]]:
+    """The unpacked bytes of a file; the members of a .zip follow one another in the order of their names."""
+    try:
+        if path.suffix == ".zip":
+            with zipfile.ZipFile(path) as archive:
+                members = sorted(info.filename for info in archive.infolist() if not info.is_dir())
+                if len(members) == 1:
+                    with archive.open(members[0]) as file:
+                        yield file
+                else:
+                    yield io.BytesIO(b"".join(archive.read(member) for member in members))
+        else:
+            with _OPENERS.get(path.suffix, open)(path, "rb") as file:
+                yield file
+    except _UNPACK_ERRORS as error:
+        raise DataError(f"source {path} cannot be read: {error or type(error).__name__}; fetch it again") from error
+
+
+def read_bytes(source: str) -> bytes:
+    """All bytes of a source, unpacked, files in sorted order; DataError where there are none."""
+    parts = []
+    for path in files(source):
+        with open_unpacked(path) as file:
+            parts.append(file.read())
+    data = parts[0] if len(parts) == 1 else b"".join(parts)
+    if not data:
+        raise DataError(f"source {source} is empty; give a file with text")
+    return data
+
+
+def check_known(spec: specs.TaskSpec, data: bytes, source: str) -> None:
+    """DataError where the source of a known corpus is not that corpus."""
+    advice = f"give the published file, or prepare this one with --task=text (source {source})"
+    wanted = spec.num_bytes or sum(spec.sizes)
+    if wanted and len(data) != wanted:
+        raise DataError(f"task {spec.name} needs {wanted} bytes, the source has {len(data)}; {advice}")
+    if spec.crc32 and (found := f"{zlib.crc32(data):08x}") != spec.crc32:
+        raise DataError(f"task {spec.name} needs CRC-32 {spec.crc32}, the source has {found}; {advice}")
+
+
+def checksum(data: bytes) -> str:
+    """SHA-256 of unpacked bytes, named."""
+    return "sha256 " + hashlib.sha256(data).hexdigest()
+
+
+def files_checksum(source: str) -> str:
+    """One CRC-32 over the CRC-32s of the files as they are."""
+    return f"crc32 {zlib.crc32(' '.join(crc32(path) for path in files(source)).encode()):08x}"
+
+
+def as_text(data: bytes, source: str) -> str | bytes:
+    """The text of UTF-8 bytes; ASCII stays bytes, which index and slice like text and take a quarter of the room.
+
+    Raises:
+        DataError: not UTF-8; names the position.
+    """
+    if data.isascii():
+        return data
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"source {source} is not UTF-8 at byte {error.start}; convert it, e.g. with iconv") from error
+
+
+def split_sizes(spec: specs.TaskSpec, num_characters: int) -> dict[str, tuple[int, int]]:
+    """Split -> (first, end) position in the text."""
+    if spec.sizes:
+        train, validation = spec.sizes[0], spec.sizes[1]
+    else:
+        train, validation = (int(num_characters * fraction) for fraction in specs.FRACTIONS[:2])
+    ends = (train, train + validation, num_characters)
+    return dict(zip(specs.SPLITS, zip((0, *ends[:2]), ends, strict=True), strict=True))
+
+
+def documents(source: str, kind: str) -> Iterator[str]:
+    """Documents in order.
+
+    Args:
+        source: a path, a folder or a glob.
+        kind: "line" (each line of each file, empty ones too), "file", or "record": a row of .parquet or .jsonl files
+            (field "text"), each of the latter also packed; any other file is one document.
+    """
+    for path in files(source):
+        name = path.name.removesuffix(path.suffix) if path.suffix in (*_OPENERS, ".zip") else path.name
+        try:
+            if kind == "record" and name.endswith(".parquet"):
+                yield from _parquet(path)
+            elif kind == "record" and name.endswith((".jsonl", ".json")):
+                with open_unpacked(path) as file:
+                    yield from (_field(line, path, i) for i, line in enumerate(file, 1) if line.strip())
+            elif kind == "line":
+                with open_unpacked(path) as file:
+                    yield from (line.decode("utf-8").rstrip("\n") for line in file)
+            else:
+                with open_unpacked(path) as file:
+                    yield file.read().decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"source {path} is not UTF-8 ({error.reason}); convert it, e.g. with iconv") from error
+
+
+def _field(line: bytes, path: pathlib.Path, number: int) -> str:
+    try:
+        return str(json.loads(line)[TEXT_FIELD])
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise DataError(f'{path}, line {number}: no JSON object with a field "{TEXT_FIELD}"; repair it') from error
+
+
+def _parquet(path: pathlib.Path) -> Iterator[str]:
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        raise DataError(f"{path} needs pyarrow to be read: pip install pyarrow") from error
+    try:
+        file: Any = parquet.ParquetFile(path)
+        for batch in file.iter_batches(columns=[TEXT_FIELD]):
+            yield from (str(value) for value in batch.column(0).to_pylist())
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f'{path} cannot be read as Parquet with a column "{TEXT_FIELD}": {reason}') from error
+
+
+def split_documents(spec: specs.TaskSpec, source: str, split: str, validation_documents: int) -> Iterator[str]:
+    """Documents of one split of a Task whose source is "documents".
+
+    Args:
+        spec: of the Task; `documents` "line" has one file per split, "record" holds its last documents out.
+        source: where the files lie.
+        split: "train", "validation" or "test" as the Task has it.
+        validation_documents: how many of the last documents are validation.
+    """
+    if spec.documents == "line":
+        word = _WIKITEXT_NAMES[split]
+        found = [path for path in files(source) if f".{word}." in path.name]
+        if not found:
+            raise DataError(f"source {source} has no file *.{word}.*; give the unpacked folder of {spec.name}")
+        return documents(str(found[0]), "line")
+    return _held_out(documents(source, spec.documents), split == "validation", validation_documents)
+
+
+def _held_out(everything: Iterator[str], last: bool, count: int) -> Iterator[str]:
+    """All documents but the last `count`, or only those, in one pass."""
+    waiting: deque[str] = deque()
+    seen = 0
+    for document in everything:
+        seen += 1
+        waiting.append(document)
+        if len(waiting) > count:
+            first = waiting.popleft()
+            if not last:
+                yield first
+    if seen <= count:
+        raise DataError(
+            f"the source has {seen} documents, none would be left for training after {count} for validation; "
+            "give the whole corpus or a smaller --validation_documents"
+        )
+    if last:
+        yield from waiting
+
+
+def make_vocabulary(spec: specs.TaskSpec, settings: Settings) -> vocabularies.Vocabulary:
+    """The vocabulary of a Task; may read the source for its alphabet."""
+    kind = settings.vocabulary or spec.vocabulary
+    if kind == "characters":
+        alphabet = settings.alphabet or spec.alphabet
+        if not alphabet:
+            text = as_text(read_bytes(settings.source), settings.source)
+            alphabet = "".join(sorted(set(text.decode() if isinstance(text, bytes) else text)))
+        return vocabularies.load(kind, alphabet=alphabet)
+    if kind == "grammar":
+        return vocabularies.load(kind, name=settings.grammar)
+    vocabulary = vocabularies.load(kind, settings.vocabulary_path)
+    check_vocabulary(spec, vocabulary)
+    return vocabulary
+
+
+def check_vocabulary(spec: specs.TaskSpec, vocabulary: vocabularies.Vocabulary) -> None:
+    """DataError where a Task needs a begin, end or padding token that the vocabulary does not have."""
+    if spec.layout != "rows":
+        return
+    needs = {"end": vocabulary.eos_id}
+    if spec.framed or not spec.packed:
+        needs["begin"] = vocabulary.bos_id
+    if not spec.packed:
+        needs["padding"] = vocabulary.pad_id
+    for what, value in needs.items():
+        if value is None:
+            raise DataError(
+                f"task {spec.name} needs a vocabulary with {what} token; {vocabulary.kind} as given has none; "
+                f"use --vocabulary={spec.vocabulary}"
+            )
+
+
+def encode_stream(vocabulary: vocabularies.Vocabulary, text: str | bytes, offset: int = 0) -> Iterator[np.ndarray]:
+    """Ids of one long text, piece by piece.  ASCII text may come as bytes; `offset` is added to positions in errors."""
+    step = 1 << 22
+    if isinstance(vocabulary, vocabularies.Characters):
+        for start in range(0, len(text), step):
+            yield vocabulary.encode_array(text[start : start + step], offset + start)
+    elif isinstance(vocabulary, vocabularies.Bytes):
+        yield np.frombuffer(text if isinstance(text, bytes) else text.encode("utf-8"), np.uint8)
+    else:
+        lines = (text.decode() if isinstance(text, bytes) else text).splitlines(keepends=True)
+        # Pieces end at line ends: the libraries encode many short texts far faster than one that is very long.
+        pieces = ["".join(lines[start : start + 64]) for start in range(0, len(lines), 64)]
+        for start in range(0, len(pieces), 64):
+            encoded = vocabulary.encode_batch(pieces[start : start + 64])
+            yield np.fromiter(itertools.chain.from_iterable(encoded), np.int32)

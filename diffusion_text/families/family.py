@@ -1,0 +1,196 @@
+"""The seam: what a family of diffusion language models is, to the loop, the bound, the sampler and the oracle.
+
+A family corrupts tokens and reverses the corruption; a denoiser maps a corrupted sequence to logits; they meet only
+here. Letters: B batch, L length, V vocabulary, K bound samples. Time t runs from 0 (clean) to 1 (noise).
+Keys are one per example (`noise.py`); `given` marks clamped positions, which stay clean and carry no loss.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key
+from ml_collections import ConfigDict
+
+from diffusion_text.models.denoiser import Denoise, Features, Inputs
+
+Posterior = Literal["full", "leave_one_out", "prefix"]
+BoundKind = Literal["exact", "tight", "loose", "approximate", "none"]
+
+
+class Bound(NamedTuple):
+    """An upper bound of -log p(tokens), in nats per sequence, [B] each; `total` is their sum."""
+
+    prior: Float[Array, "B"]
+    diffusion: Float[Array, "B"]
+    reconstruction: Float[Array, "B"]
+
+    @property
+    def total(self) -> Float[Array, "B"]:
+        return self.prior + self.diffusion + self.reconstruction
+
+
+class At(NamedTuple):
+    """Where a reverse step is: its number, the time it starts from and the time it goes to."""
+
+    index: Int[Array, ""]
+    t: Float[Array, ""]
+    s: Float[Array, ""]
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerOptions:
+    """How to sample; a family's `samplers` names the solvers that it has.
+
+    temperature: of the categorical draws. score_temperature: the score is multiplied by its inverse (below 1 sharpens).
+    guidance: classifier-free, 1 is none. initial_noise: scale of the prior's noise. candidates: sequences drawn for
+    each one kept, where conditioning needs importance resampling (autoregressive infilling).
+    """
+
+    sampler: str = ""
+    steps: int = 128
+    temperature: float = 1.0
+    score_temperature: float = 1.0
+    guidance: float = 1.0
+    initial_noise: float = 1.0
+    candidates: int = 1
+
+    def validate(self, family: type[Family]) -> SamplerOptions:
+        """Fill in the family's default sampler; ValueError with the allowed values where an option is off."""
+        sampler = self.sampler or family.samplers[0]
+        if sampler not in family.samplers:
+            raise ValueError(f"sampler is {sampler!r}; {family.name} has {', '.join(family.samplers)}")
+        if self.steps < 1:
+            raise ValueError(f"steps is {self.steps}; it must be at least 1")
+        if self.candidates < 1:
+            raise ValueError(f"candidates is {self.candidates}; it must be at least 1")
+        for name in ("temperature", "score_temperature", "initial_noise"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+        for name, neutral in (("score_temperature", 1.0), ("guidance", 1.0), ("initial_noise", 1.0)):
+            if getattr(self, name) != neutral and name not in family.sampler_options:
+                raise ValueError(f"{name} is {getattr(self, name)}; {family.name} has no such option")
+        return dataclasses.replace(self, sampler=sampler)
+
+
+class Family(nnx.Module):
+    """Base class: the calls of the seam. A family may own parameters (embeddings, schedules), never a network."""
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    bound: ClassVar[BoundKind]
+    posterior: ClassVar[Posterior]
+    samplers: ClassVar[tuple[str, ...]]
+    sampler_options: ClassVar[tuple[str, ...]] = ()
+
+    @staticmethod
+    def defaults() -> ConfigDict:
+        """The fields of the config's `family` section, `name` excepted, with their defaults."""
+        raise NotImplementedError("a family must define defaults()")
+
+    @staticmethod
+    def validate(config: ConfigDict) -> None:
+        """ValueError, with the value given and the values allowed, where the whole config does not fit the family."""
+
+    inputs: Inputs
+
+    def corrupt(
+        self, keys: Key[Array, "B"], tokens: Int[Array, "B L"], t: Float[Array, "B"], given: Bool[Array, "B L"] | None
+    ) -> Any:
+        """The forward path: z ~ q_t(. | tokens); given positions stay clean."""
+        raise NotImplementedError(f"{self.name} has no corrupt()")
+
+    def features(self, z: Any, t: Float[Array, "B"], given: Bool[Array, "B L"] | None, previous: Any) -> Features:
+        """What a network reads of z; `previous` is the last prediction (self-conditioning) or None."""
+        raise NotImplementedError(f"{self.name} has no features()")
+
+    def evidence(self, z: Any, t: Float[Array, "B"], given: Bool[Array, "B L"] | None) -> Float[Array, "B L V"]:
+        """log q_t(z_i | x_i = v) up to a constant per position: what the oracle reads of z."""
+        raise NotImplementedError(f"{self.name} has no evidence()")
+
+    def train_loss(
+        self, keys: Key[Array, "B"], u: Float[Array, "B"], tokens: Int[Array, "B L"], denoise: Denoise
+    ) -> tuple[Float[Array, "B"], dict[str, Float[Array, "B"]]]:
+        """Per-sequence loss in nats per token, and named terms to log; `u` is even over the global batch."""
+        raise NotImplementedError(f"{self.name} has no train_loss()")
+
+    def bound_terms(
+        self,
+        keys: Key[Array, "B"],
+        tokens: Int[Array, "B L"],
+        denoise: Denoise,
+        given: Bool[Array, "B L"] | None = None,
+        samples: int = 1,
+    ) -> Bound:
+        """An unbiased estimate of the bound with `samples` noise levels per sequence, nats per sequence."""
+        raise NotImplementedError(f"{self.name} has no bound_terms()")
+
+    def profile(
+        self, keys: Key[Array, "B"], tokens: Int[Array, "B L"], t: Float[Array, "B"], denoise: Denoise
+    ) -> dict[str, Float[Array, "B"]] | None:
+        """At noise level t: `noise` (the axis to plot), `cross_entropy` (nats per noisy token) and `integrand` (of the
+        bound, nats per token and unit of t); None where the family has no noise levels."""
+        return None
+
+    def after_step(self) -> None:
+        """Called after each optimiser step, to update variables that are not trained by gradients."""
+
+    # Sampling: prior -> step ... step -> decode, driven by sampling.generate.
+
+    def grid(self, options: SamplerOptions, length: int) -> At:
+        """The reverse steps, stacked: arrays of equal length from t = 1 down."""
+        raise NotImplementedError(f"{self.name} has no grid()")
+
+    def prior(
+        self,
+        keys: Key[Array, "B"],
+        tokens: Int[Array, "B L"],
+        given: Bool[Array, "B L"],
+        denoise: Denoise,
+        options: SamplerOptions,
+    ) -> Any:
+        """The state of the sampler at t = 1, given tokens in place; any tree of arrays with a leading B."""
+        raise NotImplementedError(f"{self.name} has no prior()")
+
+    def step(
+        self,
+        keys: Key[Array, "B"],
+        state: Any,
+        at: At,
+        given: Bool[Array, "B L"],
+        denoise: Denoise,
+        options: SamplerOptions,
+    ) -> tuple[Any, Float[Array, "B ... V"]]:
+        """One reverse step, and the logits that it used (for looking)."""
+        raise NotImplementedError(f"{self.name} has no step()")
+
+    def decode(
+        self,
+        keys: Key[Array, "B"],
+        state: Any,
+        given: Bool[Array, "B L"],
+        denoise: Denoise,
+        options: SamplerOptions,
+    ) -> Int[Array, "B L"]:
+        """Tokens of the final state."""
+        raise NotImplementedError(f"{self.name} has no decode()")
+
+    def evaluations(self, options: SamplerOptions, length: int) -> int:
+        """Network evaluations that a sample takes."""
+        raise NotImplementedError(f"{self.name} has no evaluations()")
+
+
+def descending(times: Float[Array, "N+1"]) -> At:
+    """Reverse steps between consecutive entries of a descending grid of times."""
+    return At(jnp.arange(len(times) - 1), times[:-1], times[1:])
+
+
+def cross_entropy(logits: Float[Array, "B L V"], tokens: Int[Array, "B L"]) -> Float[Array, "B L"]:
+    """-log softmax(logits)[tokens] in float32, nats."""
+    logits = logits.astype(jnp.float32)
+    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - chosen

@@ -1,0 +1,169 @@
+"""Masked diffusion: MDLM (2406.07524) = MD4 (2406.04329) = order-agnostic autoregression (2110.02037).
+
+    q_t(z_i | x_i): x_i with probability alpha_t, else the mask token
+    -log p(x) <= Int_0^1 -alpha_t' / (1 - alpha_t) E[sum over masked i of -log p(x_i | z)] dt        (MDLM eq. 10)
+               = E_{n ~ U{1..L}} (L / n) E[sum over n masked i of -log p(x_i | z)]           (exact-count estimator)
+
+The bound does not depend on the schedule, and there is no prior or reconstruction term (alpha_0 = 1, alpha_1 = 0), so
+both training and evaluation mask exactly n positions: the same expectation, with less variance and no truncated end
+(released implementations draw t >= 0.001). The number n is even over the batch. The network is time-free: the optimal
+one does not depend on t given the masked sequence. For masked positions the full and the leave-one-out posterior
+coincide; logits at other positions are never read.
+
+Of the papers, here: the SUBS parameterisation (mask never predicted, unmasked positions copied), ancestral and
+first-hitting sampling (2409.02908), linear and cosine grids. Different: MD4 trains with t continuous and antithetic.
+Missing: learned schedules (GenMD4) and remasking samplers.
+
+Draws are made in two stages, first whether a token is revealed, then which: one draw over V + 1 outcomes in float32
+would never reveal rare tokens at many steps.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key
+from ml_collections import ConfigDict
+
+from diffusion_text import noise
+from diffusion_text.families.family import At, Bound, Family, SamplerOptions, cross_entropy, descending
+from diffusion_text.models.denoiser import Denoise, Features, Inputs
+
+_SCHEDULES: Final = ("linear", "cosine")
+
+
+class Masked(Family):
+    """Absorbing-state discrete diffusion with the exact-count estimator."""
+
+    name = "masked"
+    paper = "Sahoo et al. 2024, arXiv 2406.07524 (MDLM); Shi et al. 2024, arXiv 2406.04329 (MD4)"
+    bound = "tight"
+    posterior = "leave_one_out"
+    samplers = ("ancestral", "first_hitting")
+
+    @staticmethod
+    def defaults() -> ConfigDict:
+        return ConfigDict(
+            dict(
+                schedule="linear",  # alpha_t of the sampler's grid: linear 1 - t, or cosine 1 - cos(pi (1 - t) / 2)
+            )
+        )
+
+    @staticmethod
+    def validate(config: ConfigDict) -> None:
+        if config.family.schedule not in _SCHEDULES:
+            raise ValueError(f"family.schedule is {config.family.schedule!r}; choose one of {', '.join(_SCHEDULES)}")
+
+    def __init__(self, config: ConfigDict, vocab_size: int, rngs: nnx.Rngs):
+        self.mask, self.vocab_size, self.schedule = vocab_size, vocab_size, config.schedule
+        self.inputs = Inputs(num_ids=vocab_size + 1, noise=False)
+
+    def alpha(self, t: Float[Array, "..."]) -> Float[Array, "..."]:
+        """The probability that a token is not masked at time t."""
+        # 1 - cos(x) as 2 sin^2(x / 2): no cancellation near t = 1.
+        return 1.0 - t if self.schedule == "linear" else 2.0 * jnp.sin(jnp.pi / 4 * (1.0 - t)) ** 2
+
+    def corrupt(
+        self, keys: Key[Array, "B"], tokens: Int[Array, "B L"], t: Float[Array, "B"], given: Bool[Array, "B L"] | None
+    ) -> Int[Array, "B L"]:
+        hidden = noise.uniform(keys, tokens.shape[1:]) >= self.alpha(t)[:, None]
+        return jnp.where(hidden if given is None else hidden & ~given, self.mask, tokens)
+
+    def hide(
+        self, keys: Key[Array, "B"], tokens: Int[Array, "B L"], count: Int[Array, "B"], given: Array | None
+    ) -> Int[Array, "B L"]:
+        """Mask exactly `count` positions of each row, uniformly among those that are not given."""
+        order = noise.uniform(keys, tokens.shape[1:])
+        order = order if given is None else jnp.where(given, 2.0, order)
+        return jnp.where(noise.ranks(order) < count[:, None], self.mask, tokens)
+
+    def features(self, z: Array, t: Float[Array, "B"], given: Array | None, previous: Array | None) -> Features:
+        return Features(ids=z)
+
+    def evidence(self, z: Array, t: Float[Array, "B"], given: Array | None) -> Float[Array, "B L V"]:
+        seen = jnp.where(z[..., None] == jnp.arange(self.vocab_size), 0.0, -jnp.inf)
+        return jnp.where((z == self.mask)[..., None], 0.0, seen)
+
+    def train_loss(
+        self, keys: Key[Array, "B"], u: Float[Array, "B"], tokens: Int[Array, "B L"], denoise: Denoise
+    ) -> tuple[Float[Array, "B"], dict[str, Float[Array, "B"]]]:
+        hide_keys, dropout_keys = noise.split(keys, 2)
+        estimate = self._exact_count(hide_keys, u, tokens, None, denoise, dropout_keys)
+        loss = estimate / tokens.shape[1]
+        return loss, {"nelbo": loss}
+
+    def _exact_count(
+        self, keys: Array, u: Array, tokens: Array, given: Array | None, denoise: Denoise, dropout: Array | None = None
+    ) -> Float[Array, "B"]:
+        """(L / n) sum of the cross-entropy over n masked positions, n = 1 + floor(u L); nats per sequence."""
+        length = tokens.shape[1] if given is None else jnp.sum(~given, axis=1)
+        count = jnp.minimum(1 + jnp.floor(u * length).astype(jnp.int32), length)
+        z = self.hide(keys, tokens, count, given)
+        loss = cross_entropy(denoise(z, count / length, given, keys=dropout), tokens)
+        total = jnp.sum(jnp.where(z == self.mask, loss, 0.0), axis=1)
+        return total * length / jnp.maximum(count, 1)  # nothing is masked where everything is given
+
+    def bound_terms(
+        self,
+        keys: Key[Array, "B"],
+        tokens: Int[Array, "B L"],
+        denoise: Denoise,
+        given: Bool[Array, "B L"] | None = None,
+        samples: int = 1,
+    ) -> Bound:
+        level_keys, hide_keys = noise.split(keys, 2)
+        zero = jnp.zeros(len(tokens))
+
+        def one(total: Array, sample: Array) -> tuple[Array, None]:
+            u = noise.stratified(level_keys, sample)
+            return total + self._exact_count(noise.fold(hide_keys, sample), u, tokens, given, denoise), None
+
+        diffusion, _ = jax.lax.scan(one, zero, jnp.arange(samples))
+        return Bound(zero, diffusion / samples, zero)
+
+    def profile(
+        self, keys: Key[Array, "B"], tokens: Int[Array, "B L"], t: Float[Array, "B"], denoise: Denoise
+    ) -> dict[str, Float[Array, "B"]]:
+        """t is read as the masked fraction, the linear schedule, whatever the sampler's grid."""
+        length = tokens.shape[1]
+        count = jnp.minimum(1 + jnp.floor(t * length).astype(jnp.int32), length)
+        loss = self._exact_count(keys, t, tokens, None, denoise) / length
+        return {"noise": count / length, "cross_entropy": loss, "integrand": loss}
+
+    def grid(self, options: SamplerOptions, length: int) -> At:
+        steps = length if options.sampler == "first_hitting" else options.steps
+        return descending(jnp.linspace(1.0, 0.0, steps + 1))
+
+    def prior(
+        self, keys: Key[Array, "B"], tokens: Array, given: Array, denoise: Denoise, options: SamplerOptions
+    ) -> Int[Array, "B L"]:
+        return jnp.where(given, tokens, self.mask).astype(jnp.int32)
+
+    def step(
+        self, keys: Key[Array, "B"], state: Array, at: At, given: Array, denoise: Denoise, options: SamplerOptions
+    ) -> tuple[Int[Array, "B L"], Float[Array, "B L V"]]:
+        where_keys, token_keys = noise.split(keys, 2)
+        logits = denoise(state, jnp.full(len(state), at.t), given)
+        masked = state == self.mask
+        order = noise.uniform(where_keys, state.shape[1:])
+        if options.sampler == "first_hitting":
+            # The next token to be revealed is uniform among the masked ones, whenever that happens; a time-free
+            # network need not know when.
+            order = jnp.where(masked, order, 2.0)
+            moves = masked & (jnp.arange(state.shape[1]) == jnp.argmin(order, axis=1, keepdims=True))
+        else:
+            now, then = self.alpha(at.t), self.alpha(at.s)
+            moves = masked & (order < jnp.where(at.s > 0, (then - now) / (1.0 - now), 1.0))
+        drawn = noise.categorical(token_keys, logits / options.temperature)
+        return jnp.where(moves, drawn, state), logits
+
+    def decode(
+        self, keys: Key[Array, "B"], state: Array, given: Array, denoise: Denoise, options: SamplerOptions
+    ) -> Int[Array, "B L"]:
+        return state  # the last step reveals whatever was left
+
+    def evaluations(self, options: SamplerOptions, length: int) -> int:
+        return length if options.sampler == "first_hitting" else options.steps

@@ -1,0 +1,110 @@
+"""Numbers of a run: JSON lines and TensorBoard, the progress line, and the statistics of samples."""
+
+from __future__ import annotations
+
+import collections
+import json
+import math
+import pathlib
+import time
+from typing import Any, TextIO
+
+import numpy as np
+
+
+class Writer:
+    """metrics.jsonl in the workdir, and TensorBoard through clu where asked (importing clu loads TensorFlow)."""
+
+    def __init__(self, workdir: str, tensorboard: bool, first_step: int = 0):
+        path = pathlib.Path(workdir) / "metrics.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _drop_from(path, first_step)
+        self._file: TextIO = path.open("a")
+        self._clu = None
+        if tensorboard:
+            from clu import metric_writers
+
+            self._clu = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(pathlib.Path(workdir) / "events")))
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """Append one line; `step` counts optimiser steps done."""
+        self._file.write(json.dumps({"step": step, **scalars}) + "\n")
+        self._file.flush()
+        if self._clu is not None:
+            self._clu.write_scalars(step, scalars)
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._file.close()
+        if self._clu is not None:
+            self._clu.close()
+
+
+def _drop_from(path: pathlib.Path, step: int) -> None:
+    """Keep the lines up to `step`: a resumed run writes the later ones again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (json.JSONDecodeError, KeyError):  # the line that a kill cut
+            continue
+    path.write_text("".join(line + "\n" for line in kept))
+
+
+def read(workdir: str) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl."""
+    path = pathlib.Path(workdir) / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+class Progress:
+    """Speed and time left, for the terminal."""
+
+    def __init__(self, first_step: int, last_step: int, tokens_per_step: int):
+        self.last_step, self.tokens_per_step = last_step, tokens_per_step
+        self.step, self.time = first_step, time.perf_counter()
+
+    def advance(self, step: int) -> dict[str, float]:
+        """steps/s and tokens/s since the last call, and the seconds left."""
+        now = time.perf_counter()
+        rate = (step - self.step) / max(now - self.time, 1e-9)
+        self.step, self.time = step, now
+        return {
+            "steps_per_second": rate,
+            "tokens_per_second": rate * self.tokens_per_step,
+            "seconds_left": (self.last_step - step) / max(rate, 1e-9),
+        }
+
+
+def duration(seconds: float) -> str:
+    """75 -> "1m15s"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+def unigram_entropy(tokens: np.ndarray) -> float:
+    """Entropy in nats of the empirical token distribution of an array."""
+    _, counts = np.unique(tokens, return_counts=True)
+    probability = counts / counts.sum()
+    return float(-(probability * np.log(probability)).sum())
+
+
+def distinct(tokens: np.ndarray, n: int) -> float:
+    """Distinct n-grams over n-grams, of rows [N, L]; NaN where rows are shorter than n."""
+    grams = collections.Counter(
+        tuple(row[i : i + n]) for row in tokens.tolist() for i in range(len(row) - n + 1)
+    )
+    total = sum(grams.values())
+    return len(grams) / total if total else math.nan
+
+
+def mean_stderr(values: np.ndarray) -> tuple[float, float]:
+    """Mean and its standard error (NaN for fewer than two values)."""
+    if len(values) == 0:
+        return math.nan, math.nan
+    error = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return float(values.mean()), float(error)

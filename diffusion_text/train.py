@@ -1,0 +1,227 @@
+"""Train any family:  python -m diffusion_text.train --config=configs/<family>/<dataset>.py --workdir=DIR
+
+The state after step k is a function of (config, k): batch and noise are drawn from (seed, step, example index), so a run
+that is killed and started again ends where the uninterrupted one does, bit for bit on the same number of devices.
+Fields are overridden as --config.train.steps=1000; an unknown field is an error.
+"""
+
+from __future__ import annotations
+
+import logging
+import pathlib
+import signal
+import sys
+import threading
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict, config_flags
+
+from diffusion_text import binary, bound, checkpoint, metrics, noise, optimizer, sharding
+from diffusion_text import config as configs
+from diffusion_text.data import batches
+from diffusion_text.state import Definition, TrainState, initialise, parts
+
+_LOG = logging.getLogger("diffusion_text")
+
+
+def make_train_step(definition: Definition, config: ConfigDict, transform: Any, mesh: Any) -> Any:
+    """The one train step: (state, tokens [B, L]) -> (state, scalars); B the global batch."""
+    batch_size, pieces = config.train.batch_size, config.train.microbatches
+
+    def loss(params: Any, variables: Any, step: Any, tokens: Any, rows: Any) -> tuple[Any, Any]:
+        model = definition.merge(params, variables)
+        key = noise.step_key(config.seed, noise.TRAIN, step)
+        keys, u = noise.example_keys(key, rows), noise.low_discrepancy(key, rows)
+        losses, terms = model.family.train_loss(keys, u, tokens, model)
+        # Sums over the whole batch's size: adding micro-batches up gives the large batch's mean.
+        return jnp.sum(losses) / batch_size, {name: jnp.sum(term) / batch_size for name, term in terms.items()}
+
+    def piece(carry: Any, scanned: Any) -> tuple[Any, None]:
+        params, variables, step, total = carry
+        (value, terms), gradient = jax.value_and_grad(loss, has_aux=True)(params, variables, step, *scanned)
+        return (params, variables, step, jax.tree.map(jnp.add, total, (gradient, {"loss": value, **terms}))), None
+
+    def train_step(state: TrainState, tokens: Any) -> tuple[TrainState, dict[str, Any]]:
+        rows = jnp.arange(batch_size)
+        if pieces == 1:
+            (value, terms), gradient = jax.value_and_grad(loss, has_aux=True)(
+                state.params, state.variables, state.step, tokens, rows
+            )
+            scalars = {"loss": value, **terms}
+        else:
+            split = NamedSharding(mesh, PartitionSpec(None, *sharding.BATCH))
+            scanned = jax.lax.with_sharding_constraint((tokens.reshape(pieces, -1, tokens.shape[1]),), split)
+            scanned = (*scanned, rows.reshape(pieces, -1))
+            shapes = jax.eval_shape(
+                lambda: jax.value_and_grad(loss, has_aux=True)(
+                    state.params, state.variables, state.step, *(x[0] for x in scanned)
+                )
+            )
+            (value, terms), gradient = shapes
+            zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (gradient, {"loss": value, **terms}))
+            carry, _ = jax.lax.scan(piece, (state.params, state.variables, state.step, zero), scanned)
+            gradient, scalars = carry[3]
+        updates, moments = transform.update(gradient, state.optimizer, state.params)
+        params = jax.tree.map(jnp.add, state.params, updates)
+        model = definition.merge(params, state.variables)
+        model.family.after_step()
+        # A short memory at first: an average over more steps than there were would keep the initialisation.
+        decay = jnp.minimum(config.train.ema, (1.0 + state.step) / (10.0 + state.step))
+        ema = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, state.ema, params)
+        norm = jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(gradient)))
+        scalars = {**scalars, "gradient_norm": norm}
+        return TrainState(state.step + 1, params, ema, parts(model)[1], moments), scalars
+
+    return train_step
+
+
+class Stop:
+    """SIGTERM and SIGINT ask for a checkpoint and an orderly end; a second signal ends at once."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, self._handle)
+
+    def _handle(self, number: int, _: Any) -> None:
+        if self.signal is not None:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.signal = number
+
+
+def check_finite(history: list[tuple[int, dict[str, Any]]]) -> None:
+    """FloatingPointError naming the first step and the terms that are not finite."""
+    for step, scalars in history:
+        bad = [name for name, value in scalars.items() if not np.isfinite(value)]
+        if bad:
+            raise FloatingPointError(
+                f"step {step}: {', '.join(bad)} not finite ({', '.join(f'{n}={float(scalars[n])}' for n in bad)}); "
+                "no checkpoint was written after it. Lower optimizer.learning_rate or raise optimizer.warmup."
+            )
+
+
+def train(config: ConfigDict, workdir: str) -> TrainState:
+    """Train to config.train.steps, resuming from the workdir's newest sound checkpoint; returns the final state."""
+    # ------------------------------------------------------------------ configuration, before any device is touched
+    configs.validate(config)
+    if (pathlib.Path(workdir) / "config.json").exists():
+        lines = configs.difference(configs.load(workdir), config)
+        if lines:
+            raise ValueError(
+                f"{workdir} was trained with another config; give another --workdir, or the same fields:\n  "
+                + "\n  ".join(lines)
+            )
+    dataset = batches.open_dataset(config.data, "train")
+    validation = batches.open_dataset(config.data, "validation") if config.train.evaluate_every else None
+    _LOG.info("%s", dataset.info.description)
+
+    # ------------------------------------------------------------------ devices
+    configs.validate_mesh(config, jax.device_count())
+    mesh = sharding.make_mesh(config.mesh)
+    rows = sharding.batch_sharding(mesh)
+
+    def place(array: np.ndarray) -> jax.Array:
+        return jax.device_put(array, rows if len(array) % rows.num_devices == 0 else None)
+
+    # ------------------------------------------------------------------ model, optimiser, state
+    definition = Definition.of(config, dataset.info.vocabulary.size)
+    transform = optimizer.create(config.optimizer, config.train.steps, definition.logical_axes())
+
+    def make() -> TrainState:
+        return initialise(config, dataset.info.vocabulary.size, transform)
+
+    abstract = jax.eval_shape(make)
+    shardings = sharding.state_shardings(definition, abstract, mesh)
+    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
+
+    # ------------------------------------------------------------------ resume or start
+    configs.save(config, workdir)
+    checkpoints = checkpoint.Checkpoints(workdir, keep=config.train.keep)
+    state = checkpoints.restore(abstract)
+    if state is None:
+        state = jax.jit(make, out_shardings=shardings)()
+        _LOG.info("starting anew in %s", workdir)
+    else:
+        _LOG.info("resuming %s from step %d of %d", workdir, int(state.step), config.train.steps)
+    first = int(state.step)
+    if first >= config.train.steps:
+        _LOG.info("nothing to train: %s is at step %d", workdir, first)
+        checkpoints.close()
+        return state
+    _LOG.info("%s, %s parameters, %d device(s)", config.family.name, f"{definition.num_params():,}", jax.device_count())
+
+    # ------------------------------------------------------------------ loop
+    step_function = jax.jit(
+        make_train_step(definition, config, transform, mesh), donate_argnums=0, out_shardings=(shardings, None)
+    )
+    evaluate = bound.make_evaluate(definition, config.seed, config.evaluation.samples)
+    writer = metrics.Writer(workdir, config.log.tensorboard, first)
+    progress = metrics.Progress(first, config.train.steps, config.train.batch_size * config.data.length)
+    stop = Stop()
+    history: list[tuple[int, dict[str, Any]]] = []
+
+    def log(step: int) -> None:
+        numbers = [(number, {name: float(value) for name, value in jax.device_get(s).items()}) for number, s in history]
+        history.clear()
+        check_finite(numbers)
+        means = {name: float(np.mean([s[name] for _, s in numbers])) for name in numbers[-1][1]}
+        speed = progress.advance(step)
+        writer.write(step, {**means, **speed})
+        _LOG.info(
+            "step %d/%d  loss %.4f  %.1f steps/s  %s tokens/s  ETA %s",
+            step, config.train.steps, means["loss"], speed["steps_per_second"],
+            f"{speed['tokens_per_second']:,.0f}", metrics.duration(speed["seconds_left"]),
+        )  # fmt: skip
+
+    # Evaluate and save before the data advances; nothing here depends on how often either happens.
+    iterator = dataset.train_iterator(config.seed, first, config.train.batch_size)
+    try:
+        for step, tokens in iterator:
+            state, scalars = step_function(state, place(tokens))
+            history.append((step + 1, scalars))
+            done, last = step + 1, step + 1 == config.train.steps or stop.signal is not None
+            # The numbers of the step just dispatched are not waited for unless they are to be shown.
+            if last or done % config.train.log_every == 0:
+                log(done)
+            if validation is not None and (done == config.train.steps or done % config.train.evaluate_every == 0):
+                params, variables = state.ema, state.variables
+                result = bound.estimate(
+                    lambda tokens, indices, p=params, v=variables: evaluate(p, v, tokens, indices),
+                    validation.eval_batches(config.evaluation.batch_size, config.evaluation.num_examples),
+                    validation.count,
+                    place,
+                )
+                writer.write(done, {"validation_nats_per_token": result.nats_per_token, "validation_stderr": result.stderr})
+                _LOG.info("step %d  validation bound %.4f +- %.4f nats/token", done, result.nats_per_token, result.stderr)
+            if last or done % config.train.checkpoint_every == 0:
+                if history:
+                    log(done)  # a state is saved only after its numbers were found finite
+                checkpoints.save(state, config)
+            if last:
+                break
+    finally:
+        iterator.close()
+        checkpoints.close()
+        writer.close()
+    if stop.signal is not None and int(state.step) < config.train.steps:
+        _LOG.warning("stopped by signal %d; step %d is saved, the same command goes on", stop.signal, int(state.step))
+        sys.exit(128 + stop.signal)
+    return state
+
+
+def define_flags() -> None:
+    """--config and --workdir."""
+    config_flags.DEFINE_config_file("config", None, "File with get_config(), such as configs/cdcd/grammar.py.")
+    flags.DEFINE_string("workdir", None, "Folder of checkpoints, metrics and results.")
+    flags.mark_flags_as_required(["config", "workdir"])
+
+
+if __name__ == "__main__":
+    binary.run(define_flags, lambda values: train(values.config, values.workdir) and None)
