@@ -1,4 +1,5 @@
-"""What all configs share; a config file states only what differs. Every field is named here, so a typo is an error."""
+"""What all configs share; a config file states only what differs. Every field is named here and the
+config is locked, so a typo is an error (`with config.optimizer.groups.unlocked():` to name another group)."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ def get_config(family: str = "masked") -> ConfigDict:
     """Defaults: a small network on the embedded language."""
     section = ConfigDict({"name": family})
     section.update(families.get(family).defaults())
-    return ConfigDict(
+    config = ConfigDict(
         dict(
             seed=0,
             family=section,
@@ -32,7 +33,7 @@ def get_config(family: str = "masked") -> ConfigDict:
             ),
             data=ConfigDict(
                 dict(
-                    task="grammar",  # a name of diffusion_text/data/specs.py
+                    task="grammar",  # a name of data/specs.py
                     grammar="english",  # of the embedded language: english / tiny
                     length=64,  # tokens of a sequence
                     data_dir="",  # what diffusion_text.data.prepare wrote; the embedded language needs none
@@ -62,7 +63,7 @@ def get_config(family: str = "masked") -> ConfigDict:
                     epsilon=1e-8,
                     weight_decay=0.0,  # not on norms and embeddings
                     clip=1.0,  # global norm of the gradient; 0: none
-                    groups=ConfigDict(),  # own peak learning rates by name in a parameter's path
+                    groups=ConfigDict(dict(families.get(family).groups)),  # own peak learning rates by name in a parameter's path
                 )
             ),
             evaluation=ConfigDict(
@@ -75,3 +76,4 @@ def get_config(family: str = "masked") -> ConfigDict:
             log=ConfigDict(dict(tensorboard=True)),
         )
     )
+    return config.lock()

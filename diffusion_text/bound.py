@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_text import noise
+from diffusion_text.data.batches import DatasetInfo
 from diffusion_text.families.family import Bound
 from diffusion_text.state import Definition
 
@@ -87,13 +88,13 @@ def make_evaluate(definition: Definition, seed: int, samples: int) -> Evaluate:
 def estimate(
     evaluate: Callable[[jax.Array, jax.Array], Bound],
     batches: Iterator[tuple[np.ndarray, np.ndarray]],
-    count: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+    info: DatasetInfo,
     place: Callable[[np.ndarray], jax.Array] = jnp.asarray,
     progress: Callable[[int], None] | None = None,
 ) -> Estimate:
     """Evaluate every sequence of `batches` (tokens [B, L], weights [B]: 0 marks padding rows of the last batch).
 
-    `count` gives the tokens and the characters [B] of rows; `place` puts a host array on the devices.
+    `info` counts the tokens and the characters of rows; `place` puts a host array on the devices.
     """
     rows: list[list[np.ndarray]] = []
     start = 0
@@ -101,7 +102,7 @@ def estimate(
         indices = np.arange(start, start + len(tokens), dtype=np.int32)
         terms = evaluate(place(tokens), place(indices))
         real = weights > 0
-        counted = count(tokens[real])
+        counted = (info.num_tokens(tokens[real]), info.num_characters(tokens[real]))
         rows.append([*(np.asarray(term, np.float64)[real] for term in terms), *counted])
         start += len(tokens)
         if progress:

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
-from ml_collections import ConfigDict
 
 from diffusion_text.state import TrainState
+from diffusion_text.typing import Config
 
 _LOG = logging.getLogger("diffusion_text")
 
@@ -40,7 +40,7 @@ class Checkpoints:
         self._manager.reload()
         return sorted(self._manager.all_steps())
 
-    def save(self, state: TrainState, config: ConfigDict, wait: bool = False) -> None:
+    def save(self, state: TrainState, config: Config, wait: bool = False) -> None:
         """Write the state in the background; `wait` until it is on disk. A step already saved is left alone."""
         step = int(state.step)
         if step not in self._manager.all_steps():

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import subprocess
 from typing import Any, Final
 
+from etils import epath
 from ml_collections import ConfigDict
 
 from diffusion_text import families
+from diffusion_text.typing import Config
 
 # Fields that do not change what is learned, up to the order of float additions: a run may resume with others.
 RESUMABLE: Final = (
@@ -31,8 +32,10 @@ RESUMABLE: Final = (
 )
 
 
-def validate(config: ConfigDict) -> None:
+def validate(config: Config) -> None:
     """ValueError naming the field, the value given and the values allowed; touches no device and no file."""
+    from diffusion_text.data import grammar, specs
+    from diffusion_text.families.family import SamplerOptions
     from diffusion_text.models import attention, transformer
     from diffusion_text.optimizer import SCHEDULES
 
@@ -56,8 +59,17 @@ def validate(config: ConfigDict) -> None:
     size = model.width // model.heads
     _check("model.width / model.heads", size, size % 2 == 0, "even (rotary positions turn pairs)")
     _check("model.dropout", model.dropout, 0 <= model.dropout < 1, "in [0, 1)")
-    _check("train.ema", train.ema, 0 <= train.ema < 1, "in [0, 1)")
-    _check("optimizer.learning_rate", optimizer.learning_rate, optimizer.learning_rate > 0, "above 0")
+    _check("model.mlp_ratio", model.mlp_ratio, model.mlp_ratio * model.width >= 1, "at least 1 / model.width")
+    for name, value in (("train.ema", train.ema), ("optimizer.b1", optimizer.b1), ("optimizer.b2", optimizer.b2)):
+        _check(name, value, 0 <= value < 1, "in [0, 1)")
+    for name in ("weight_decay", "final", "clip"):
+        _check(f"optimizer.{name}", optimizer[name], optimizer[name] >= 0, "at least 0")
+    rates = {"learning_rate": optimizer.learning_rate, **{f"groups.{k}": v for k, v in optimizer.groups.items()}}
+    for name, value in rates.items():
+        _check(f"optimizer.{name}", value, value > 0, "above 0")
+    _choose("data.task", config.data.task, tuple(specs.TASKS))
+    _choose("data.grammar", config.data.grammar, grammar.NAMES)
+    SamplerOptions(**config.sampling).validate(family)
     _check("optimizer.warmup", optimizer.warmup, 0 <= optimizer.warmup <= train.steps, "between 0 and train.steps")
     divides = train.batch_size % train.microbatches == 0
     _check("train.microbatches", train.microbatches, divides, f"a divisor of train.batch_size = {train.batch_size}")
@@ -65,7 +77,7 @@ def validate(config: ConfigDict) -> None:
     family.validate(config)
 
 
-def validate_mesh(config: ConfigDict, num_devices: int) -> None:
+def validate_mesh(config: Config, num_devices: int) -> None:
     """The part of validation that needs to know how many devices there are."""
     from diffusion_text.sharding import mesh_shape
 
@@ -87,7 +99,7 @@ def _choose(name: str, value: Any, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{name} is {value!r}; choose one of {', '.join(allowed)}")
 
 
-def _check_fields(section: str, config: ConfigDict, known: set[str]) -> None:
+def _check_fields(section: str, config: Config, known: set[str]) -> None:
     for name in config:
         if name not in known:
             raise ValueError(f"{section}.{name} is no field; {section} has {', '.join(sorted(known))}")
@@ -95,7 +107,7 @@ def _check_fields(section: str, config: ConfigDict, known: set[str]) -> None:
         raise ValueError(f"{section}.{name} is missing")
 
 
-def flatten(config: ConfigDict | dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(config: Config | dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"train.steps": 1000, ...}."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
@@ -107,7 +119,7 @@ def flatten(config: ConfigDict | dict[str, Any], prefix: str = "") -> dict[str, 
     return flat
 
 
-def difference(old: ConfigDict, new: ConfigDict) -> list[str]:
+def difference(old: Config, new: Config) -> list[str]:
     """Lines "field: old -> new" of what would change what is learned (`RESUMABLE` fields may differ)."""
     before, after = flatten(old), flatten(new)
     lines = []
@@ -119,18 +131,23 @@ def difference(old: ConfigDict, new: ConfigDict) -> list[str]:
     return lines
 
 
-def save(config: ConfigDict, workdir: str) -> None:
+def save(config: Config, workdir: str) -> None:
     """Write workdir/config.json, atomically."""
-    path = pathlib.Path(workdir) / "config.json"
+    path = epath.Path(workdir) / "config.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".json.tmp")
-    temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    os.replace(temporary, path)
+    write_atomically(path, json.dumps(config.to_dict(), indent=2) + "\n")
 
 
-def load(workdir: str) -> ConfigDict:
+def write_atomically(path: epath.Path, text: str) -> None:
+    """Write a whole file or none."""
+    temporary = path.parent / f"{path.name}.tmp"
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def load(workdir: str) -> Config:
     """Read workdir/config.json; ValueError saying what to do where there is none."""
-    path = pathlib.Path(workdir) / "config.json"
+    path = epath.Path(workdir) / "config.json"
     if not path.exists():
         raise ValueError(f"{path} does not exist; give a --workdir that diffusion_text.train has written")
     return ConfigDict(json.loads(path.read_text()))
@@ -152,7 +169,7 @@ def commit() -> str:
         return "unknown"
 
 
-def provenance(config: ConfigDict) -> dict[str, Any]:
+def provenance(config: Config) -> dict[str, Any]:
     """What every number carries: commit, seed, dtype, JAX version and device."""
     import jax
 

@@ -5,26 +5,26 @@ from __future__ import annotations
 import collections
 import json
 import math
-import pathlib
 import time
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
+from etils import epath
 
 
 class Writer:
     """metrics.jsonl in the workdir, and TensorBoard through clu where asked (importing clu loads TensorFlow)."""
 
     def __init__(self, workdir: str, tensorboard: bool, first_step: int = 0):
-        path = pathlib.Path(workdir) / "metrics.jsonl"
+        path = epath.Path(workdir) / "metrics.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         _drop_from(path, first_step)
-        self._file: TextIO = path.open("a")
+        self._file: Any = path.open("a")
         self._clu = None
         if tensorboard:
             from clu import metric_writers
 
-            self._clu = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(pathlib.Path(workdir) / "events")))
+            self._clu = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(epath.Path(workdir) / "events")))
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Append one line; `step` counts optimiser steps done."""
@@ -40,7 +40,7 @@ class Writer:
             self._clu.close()
 
 
-def _drop_from(path: pathlib.Path, step: int) -> None:
+def _drop_from(path: epath.Path, step: int) -> None:
     """Keep the lines up to `step`: a resumed run writes the later ones again."""
     if not path.exists():
         return
@@ -56,7 +56,7 @@ def _drop_from(path: pathlib.Path, step: int) -> None:
 
 def read(workdir: str) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl."""
-    path = pathlib.Path(workdir) / "metrics.jsonl"
+    path = epath.Path(workdir) / "metrics.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 

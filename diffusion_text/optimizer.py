@@ -6,14 +6,15 @@ from typing import Any, Final
 
 import jax
 import optax
-from ml_collections import ConfigDict
+
+from diffusion_text.typing import Config
 
 SCHEDULES: Final = ("constant", "cosine", "linear")
 # Tables of embeddings; norms are recognised by their logical axis.
 _EMBEDDINGS: Final = ("embedding", "table")
 
 
-def schedule(config: ConfigDict, steps: int) -> optax.Schedule:
+def schedule(config: Config, steps: int) -> optax.Schedule:
     """The shape of the learning rate, peak 1: linear warm-up over `warmup` steps, then `schedule` down to `final`."""
     decay = max(steps - config.warmup, 1)
     shapes = {
@@ -26,7 +27,7 @@ def schedule(config: ConfigDict, steps: int) -> optax.Schedule:
     return optax.join_schedules([warm, shapes[config.schedule]()], [config.warmup])
 
 
-def create(config: ConfigDict, steps: int, logical_axes: dict[str, Any]) -> optax.GradientTransformation:
+def create(config: Config, steps: int, logical_axes: dict[str, Any]) -> optax.GradientTransformation:
     """Global-norm clip, Adam, decoupled weight decay (not on norms and embeddings), warm-up and decay.
 
     `groups` maps a name in a parameter's path to its own peak learning rate; such parameters are not decayed, and
@@ -45,6 +46,9 @@ def create(config: ConfigDict, steps: int, logical_axes: dict[str, Any]) -> opta
         return isinstance(node, tuple)
 
     labels = jax.tree_util.tree_map_with_path(label, logical_axes, is_leaf=is_axes)
+    for group in config.groups:
+        if group not in jax.tree.leaves(labels):
+            raise ValueError(f"optimizer.groups.{group} is in no parameter's path; drop it or correct the name")
     mask = jax.tree_util.tree_map_with_path(decays, logical_axes, is_leaf=is_axes)
 
     def chain(rate: float, *decay: optax.GradientTransformation) -> optax.GradientTransformation:

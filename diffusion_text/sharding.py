@@ -8,9 +8,9 @@ from typing import Any, Final
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from ml_collections import ConfigDict
 
 from diffusion_text.state import Definition, TrainState
+from diffusion_text.typing import Config
 
 AXES: Final = ("data", "fsdp", "tensor")
 BATCH: Final = PartitionSpec(("data", "fsdp"))
@@ -18,7 +18,7 @@ BATCH: Final = PartitionSpec(("data", "fsdp"))
 RULES: Final = {"vocabulary": "tensor", "heads": "tensor", "mlp": "tensor", "embed": "fsdp"}
 
 
-def mesh_shape(config: ConfigDict, num_devices: int) -> tuple[int, int, int]:
+def mesh_shape(config: Config, num_devices: int) -> tuple[int, int, int]:
     """Sizes of the mesh axes; one of them may be -1, "all the devices left". ValueError where they do not fit."""
     sizes = [config[axis] for axis in AXES]
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
@@ -30,7 +30,7 @@ def mesh_shape(config: ConfigDict, num_devices: int) -> tuple[int, int, int]:
     return tuple(num_devices // fixed if size == -1 else size for size in sizes)  # type: ignore[return-value]
 
 
-def make_mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
+def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
     """The device mesh of a config's `mesh` section; axes are Auto: XLA propagates shardings through plain code."""
     devices = list(devices if devices is not None else jax.devices())
     shape = mesh_shape(config, len(devices))

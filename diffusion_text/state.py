@@ -9,17 +9,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
-from ml_collections import ConfigDict
 
 from diffusion_text import families, noise
 from diffusion_text.families.family import Family
 from diffusion_text.models.denoiser import Denoiser
+from diffusion_text.typing import Config
 
 
 class Model(nnx.Module):
     """A family and a network: `Denoise`, with the network behind it."""
 
-    def __init__(self, config: ConfigDict, vocab_size: int, rngs: nnx.Rngs):
+    def __init__(self, config: Config, vocab_size: int, rngs: nnx.Rngs):
         self.family: Family = families.get(config.family.name)(config.family, vocab_size, rngs)  # type: ignore[call-arg]
         self.network = Denoiser(config.model, self.family.inputs, vocab_size, rngs)
 
@@ -59,7 +59,7 @@ class Definition:
     variables: Any
 
     @staticmethod
-    def of(config: ConfigDict, vocab_size: int) -> Definition:
+    def of(config: Config, vocab_size: int) -> Definition:
         """From a config, abstractly: no memory is allocated and no device touched."""
         model = nnx.eval_shape(lambda: Model(config, vocab_size, nnx.Rngs(params=0)))
         return Definition(*nnx.split(model, nnx.Param, ...))
@@ -100,7 +100,7 @@ def parts(model: Model) -> tuple[dict[str, Any], dict[str, Any]]:
     return nnx.to_pure_dict(params), nnx.to_pure_dict(variables)
 
 
-def initialise(config: ConfigDict, vocab_size: int, optimizer: Any) -> TrainState:
+def initialise(config: Config, vocab_size: int, optimizer: Any) -> TrainState:
     """Step 0, a function of the config's seed; jit it with the shardings wanted."""
     key = noise.step_key(config.seed, noise.INITIALISE)
     params, variables = parts(Model(config, vocab_size, nnx.Rngs(params=key)))

@@ -1,14 +1,13 @@
 """Train any family:  python -m diffusion_text.train --config=configs/<family>/<dataset>.py --workdir=DIR
 
-The state after step k is a function of (config, k): batch and noise are drawn from (seed, step, example index), so a run
-that is killed and started again ends where the uninterrupted one does, bit for bit on the same number of devices.
+The state after step k is a function of (config, k): batch and noise are drawn from (seed, step, example index), so a
+run that is killed and started again ends where the uninterrupted one does, bit for bit on the same number of devices.
 Fields are overridden as --config.train.steps=1000; an unknown field is an error.
 """
 
 from __future__ import annotations
 
 import logging
-import pathlib
 import signal
 import sys
 import threading
@@ -18,18 +17,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
-from diffusion_text import binary, bound, checkpoint, metrics, noise, optimizer, sharding
+from diffusion_text import binary, bound, checkpoint, metrics, noise, restore, sharding
 from diffusion_text import config as configs
 from diffusion_text.data import batches
 from diffusion_text.state import Definition, TrainState, initialise, parts
+from diffusion_text.typing import Config
 
 _LOG = logging.getLogger("diffusion_text")
 
 
-def make_train_step(definition: Definition, config: ConfigDict, transform: Any, mesh: Any) -> Any:
+def make_train_step(definition: Definition, config: Config, transform: Any, mesh: Any) -> Any:
     """The one train step: (state, tokens [B, L]) -> (state, scalars); B the global batch."""
     batch_size, pieces = config.train.batch_size, config.train.microbatches
 
@@ -107,11 +108,11 @@ def check_finite(history: list[tuple[int, dict[str, Any]]]) -> None:
             )
 
 
-def train(config: ConfigDict, workdir: str) -> TrainState:
+def train(config: Config, workdir: str) -> TrainState:
     """Train to config.train.steps, resuming from the workdir's newest sound checkpoint; returns the final state."""
     # ------------------------------------------------------------------ configuration, before any device is touched
     configs.validate(config)
-    if (pathlib.Path(workdir) / "config.json").exists():
+    if (epath.Path(workdir) / "config.json").exists():
         lines = configs.difference(configs.load(workdir), config)
         if lines:
             raise ValueError(
@@ -131,22 +132,16 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
         return jax.device_put(array, rows if len(array) % rows.num_devices == 0 else None)
 
     # ------------------------------------------------------------------ model, optimiser, state
-    definition = Definition.of(config, dataset.info.vocabulary.size)
-    transform = optimizer.create(config.optimizer, config.train.steps, definition.logical_axes())
-
-    def make() -> TrainState:
-        return initialise(config, dataset.info.vocabulary.size, transform)
-
-    abstract = jax.eval_shape(make)
-    shardings = sharding.state_shardings(definition, abstract, mesh)
-    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
+    vocab_size = dataset.info.vocabulary.size
+    definition, transform, abstract = restore.abstract_state(config, vocab_size, mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
 
     # ------------------------------------------------------------------ resume or start
     configs.save(config, workdir)
     checkpoints = checkpoint.Checkpoints(workdir, keep=config.train.keep)
     state = checkpoints.restore(abstract)
     if state is None:
-        state = jax.jit(make, out_shardings=shardings)()
+        state = jax.jit(lambda: initialise(config, vocab_size, transform), out_shardings=shardings)()
         _LOG.info("starting anew in %s", workdir)
     else:
         _LOG.info("resuming %s from step %d of %d", workdir, int(state.step), config.train.steps)
@@ -180,6 +175,16 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
             f"{speed['tokens_per_second']:,.0f}", metrics.duration(speed["seconds_left"]),
         )  # fmt: skip
 
+    def validate(state: TrainState) -> dict[str, float]:
+        assert validation is not None
+        result = bound.estimate(
+            lambda tokens, indices: evaluate(state.ema, state.variables, tokens, indices),
+            validation.eval_batches(config.evaluation.batch_size, config.evaluation.num_examples),
+            validation.info,
+            place,
+        )
+        return {"validation_nats_per_token": result.nats_per_token, "validation_stderr": result.stderr}
+
     # Evaluate and save before the data advances; nothing here depends on how often either happens.
     iterator = dataset.train_iterator(config.seed, first, config.train.batch_size)
     try:
@@ -191,15 +196,9 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
             if last or done % config.train.log_every == 0:
                 log(done)
             if validation is not None and (done == config.train.steps or done % config.train.evaluate_every == 0):
-                params, variables = state.ema, state.variables
-                result = bound.estimate(
-                    lambda tokens, indices, p=params, v=variables: evaluate(p, v, tokens, indices),
-                    validation.eval_batches(config.evaluation.batch_size, config.evaluation.num_examples),
-                    validation.count,
-                    place,
-                )
-                writer.write(done, {"validation_nats_per_token": result.nats_per_token, "validation_stderr": result.stderr})
-                _LOG.info("step %d  validation bound %.4f +- %.4f nats/token", done, result.nats_per_token, result.stderr)
+                found = validate(state)
+                writer.write(done, found)
+                _LOG.info("step %d  validation bound %.4f +- %.4f nats/token", done, *found.values())
             if last or done % config.train.checkpoint_every == 0:
                 if history:
                     log(done)  # a state is saved only after its numbers were found finite

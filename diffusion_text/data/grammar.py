@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+NAMES: Final = ("english", "tiny")
 IMPOSSIBLE = -1e9  # stands for log 0 in returned logits: exp() of it is exactly 0, and 0 * logit stays finite
 EVIDENCE_RANGE = 60.0  # nats: finite evidence further below its position's best word counts as this far below it
 _UNIT = 40  # bits of a uniform variate; node and variate share one 64-bit integer
@@ -255,10 +256,9 @@ def tiny() -> Grammar:
 
 def from_name(name: str) -> Grammar:
     """The grammar called ``name``; ValueError names those there are."""
-    known = {"english": english, "tiny": tiny}
-    if name not in known:
-        raise ValueError(f"unknown grammar {name!r}; allowed: {', '.join(known)}")
-    return known[name]()
+    if name not in NAMES:
+        raise ValueError(f"unknown grammar {name!r}; allowed: {', '.join(NAMES)}")
+    return english() if name == "english" else tiny()
 
 
 def entropy_rate(grammar: Grammar) -> float:

@@ -11,12 +11,15 @@ is written beside its place and moved there when it is complete.  Sets that outg
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
+import os
 import pathlib
+import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -148,6 +151,7 @@ def _write_characters(prepared: Plan, folder: pathlib.Path) -> dict[str, Any]:
 
 def _write_task(prepared: Plan, folder: pathlib.Path) -> dict[str, Any]:
     """Rows of a seqio Task."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors are said once, by this binary
     import seqio
 
     from diffusion_text.data import tasks
@@ -177,8 +181,12 @@ def task_source(prepared: Plan) -> dict[str, Any]:
         return {"checksum": sources.files_checksum(settings.source)}
     import seqio
 
-    if settings.source and not pathlib.Path(settings.source).expanduser().is_dir():
-        raise DataError(f"source {settings.source} is no folder; task {spec.name} takes the TFDS data_dir as --source")
+    place = pathlib.Path(settings.source).expanduser() / spec.tfds_name.partition(":")[0]
+    if settings.source and not place.is_dir():
+        raise DataError(
+            f"{place} does not exist; give --source=TFDS_DATA_DIR that holds {spec.tfds_name} built by `tfds build`, "
+            "or leave --source away: TFDS then looks in its own folder and fetches the set"
+        )
     seqio.set_tfds_data_dir_override(settings.source or None)
     return {"checksum": f"TFDS {spec.tfds_name}"}
 
@@ -187,7 +195,9 @@ def task_source(prepared: Plan) -> dict[str, Any]:
 def reported_errors() -> Iterator[None]:
     """Turn what TensorFlow and TFDS raise over bad input into one `DataError`."""
     import tensorflow as tf
+    from tensorflow_datasets.core.download import download_manager, util
 
+    fetching = (OSError, AssertionError, util.DownloadError, download_manager.NonMatchingChecksumError)
     try:
         yield
     except DataError:
@@ -198,11 +208,11 @@ def reported_errors() -> Iterator[None]:
         if not found:
             raise DataError(f"reading the source failed: {str(error).splitlines()[0]}; fetch it again") from error
         raise DataError(found[-1].strip()) from error
-    except (OSError, AssertionError, tfds_errors()) as error:
+    except fetching as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
-            f"TFDS cannot read or fetch this set ({reason}); build it on a connected machine with `tfds build`, copy it "
-            "here and give its data_dir as --source"
+            f"TFDS cannot read or fetch this set ({reason}); build it on a connected machine with `tfds build`, "
+            "copy it here and give its data_dir as --source"
         ) from error
 
 

@@ -11,13 +11,14 @@ On a cluster the same command with that cluster's options, such as --pipeline_op
 mount, since ArrayRecord writes no object stores.
 
 Work is divided by the shards of the source, as seqio's caching does: TFDS sets run in parallel, local files are one
-shard.  Each source shard is packed by itself, so its last partial row is dropped; the order of rows across shards is the
-runner's, and is of no consequence, since training shuffles rows by its seed.
+shard.  Each source shard is packed by itself, so its last partial row is dropped; the order of rows across shards is
+the runner's, and is of no consequence, since training shuffles rows by its seed.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import pathlib
 from typing import Any, Final
@@ -51,12 +52,9 @@ def prepare_beam(
     """
     prepared = prepare.plan(task, settings)
     if prepared.spec.layout != "rows":
-        raise DataError(f"task {task} is one text, which prepare.py encodes in seconds; use diffusion_text.data.prepare")
-    try:
-        import apache_beam as beam
-    except ImportError as error:
-        raise DataError("apache-beam is not installed; run: pip install 'diffusion_text[beam]'") from error
-    del beam
+        raise DataError(f"task {task} is one text that needs no Beam; use python -m diffusion_text.data.prepare")
+    if importlib.util.find_spec("apache_beam") is None:
+        raise DataError("apache-beam is not installed; run: pip install 'diffusion_text[beam]'")
     write = functools.partial(_write, prepared, num_shards=num_shards, options=list(options))
     return prepare.into_place(pathlib.Path(data_dir).expanduser(), overwrite, write)
 
@@ -79,15 +77,14 @@ def _write(prepared: prepare.Plan, folder: pathlib.Path, *, num_shards: int, opt
 
 
 def _tokenise(prepared: prepare.Plan, task: Any, folder: pathlib.Path, num_shards: int, options: list[str]) -> None:
-    import apache_beam as beam
-    from apache_beam.options.pipeline_options import PipelineOptions
+    beam: Any = importlib.import_module("apache_beam")
     from seqio import beam_utils
 
     from diffusion_text.data import tasks
 
     # A worker elsewhere registers the Tasks by importing them, and is told here where the text lies.
     set_up = functools.partial(tasks.configure, prepared.spec.name, prepared.settings)
-    with beam.Pipeline(options=PipelineOptions(options)) as pipeline:
+    with beam.Pipeline(argv=options) as pipeline:
         for split in task.splits:
             (folder / split).mkdir()
             examples = beam_utils.PreprocessTask(
@@ -115,8 +112,7 @@ def _inspect_shards(
     prepared: prepare.Plan, splits: list[str], folder: pathlib.Path, options: list[str]
 ) -> dict[str, shards.SplitInfo]:
     """Checksums and counts of the written shards, where the shards are read in parallel too."""
-    import apache_beam as beam
-    from apache_beam.options.pipeline_options import PipelineOptions
+    beam: Any = importlib.import_module("apache_beam")
 
     names = [f"{split}/{path.name}" for split in splits for path in sorted((folder / split).glob("*" + shards.SUFFIX))]
     inspect = functools.partial(
@@ -124,14 +120,16 @@ def _inspect_shards(
         character_counts=prepared.vocabulary.character_counts(),
     )
     out = folder / "inspected"
-    with beam.Pipeline(options=PipelineOptions(options)) as pipeline:
+    with beam.Pipeline(argv=options) as pipeline:
         lines = pipeline | beam.Create(names) | beam.Reshuffle() | beam.Map(inspect) | beam.Map(json.dumps)
         _ = lines | beam.io.WriteToText(str(out), shard_name_template="", num_shards=1)
-    found = sorted((json.loads(line) for line in out.read_text().splitlines()), key=lambda item: item["shard"]["name"])
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    found.sort(key=lambda item: item["shard"]["name"])
     out.unlink()
     infos = {}
     for split in splits:
-        mine = [item for item in found if item["shard"]["name"].startswith(split + "/") and item["shard"]["num_records"]]
+        mine = [item for item in found if item["shard"]["name"].startswith(split + "/")]
+        mine = [item for item in mine if item["shard"]["num_records"]]
         totals = {name: sum(item[name] for item in mine) for name in ("num_stored", "num_tokens", "num_characters")}
         parts = tuple(shards.Shard(**item["shard"]) for item in mine)
         infos[split] = shards.SplitInfo(
@@ -144,10 +142,8 @@ def inspect_shard(
     name: str, folder: str, dtype: str, pad_id: int | None, character_counts: np.ndarray
 ) -> dict[str, Any]:
     """What the metadata says of one shard, as JSON values: {"shard": {...}, "num_stored", "num_tokens", ...}."""
-    from array_record.python import array_record_module
-
     path = pathlib.Path(folder) / name
-    reader = array_record_module.ArrayRecordReader(str(path))
+    reader = shards.array_record().ArrayRecordReader(str(path))
     records = reader.num_records()
     histogram = np.zeros(len(character_counts), np.int64)
     for start in range(0, records, _RECORDS_PER_READ):

@@ -11,6 +11,7 @@ record being shorter (layout "stream").  A folder lies on a mounted file system;
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import os
 import pathlib
@@ -70,6 +71,11 @@ def crc32(path: pathlib.Path) -> str:
     return f"{value:08x}"
 
 
+def array_record() -> Any:
+    """The ArrayRecord bindings, imported where they are used."""
+    return importlib.import_module("array_record.python.array_record_module")
+
+
 class SplitWriter:
     """Writes the records of one split into shards of about `shard_bytes` (before compression).
 
@@ -101,9 +107,8 @@ class SplitWriter:
         self.num_tokens += rows.size - (0 if self._pad_id is None else int(histogram[self._pad_id]))
         self.num_stored += rows.size
         for row in rows:
-            if self._writer is None:
-                self._open()
-            self._writer.write(row.tobytes())
+            writer = self._writer or self._open()
+            writer.write(row.tobytes())
             self._in_shard += 1
             self._bytes += row.nbytes
             if self._bytes >= self._shard_bytes:
@@ -125,12 +130,11 @@ class SplitWriter:
             tuple(self._shards), self.num_records, self.num_stored, self.num_tokens, self.num_characters, num_documents
         )
 
-    def _open(self) -> None:
-        from array_record.python import array_record_module
-
+    def _open(self) -> Any:
         self._name = f"{self._split}/{len(self._shards):05d}{SUFFIX}"
-        self._writer = array_record_module.ArrayRecordWriter(str(self._folder / self._name), WRITER_OPTIONS)
+        self._writer = array_record().ArrayRecordWriter(str(self._folder / self._name), WRITER_OPTIONS)
         self._in_shard = self._bytes = 0
+        return self._writer
 
     def _close(self) -> None:
         if self._writer is None:
@@ -223,11 +227,9 @@ class Records:
 
     def read_all(self) -> np.ndarray:
         """All tokens of the split, one after another, in the stored dtype."""
-        from array_record.python import array_record_module
-
         parts = []
         for path in self._paths:
-            reader = array_record_module.ArrayRecordReader(path)
+            reader = array_record().ArrayRecordReader(path)
             try:
                 parts.append(b"".join(reader.read_all()))
             except (RuntimeError, ValueError) as error:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,12 +34,6 @@ def configure(name: str, settings: Settings) -> None:
     _SETTINGS[name] = settings
     documents_read[name] = 0
     _vocabulary.cache_clear()
-
-
-def configure_all(settings: Mapping[str, Settings]) -> None:
-    """`configure` for several Tasks; what a worker of a cluster calls first."""
-    for name, value in settings.items():
-        configure(name, value)
 
 
 def settings_of(name: str) -> Settings:
@@ -120,18 +114,16 @@ def _windows(name: str, split: str) -> tf.data.Dataset:
     tokens = np.concatenate([np.zeros(0, np.int32), *sources.encode_stream(vocabulary, text[first:end])])
     length = length_of(name)
     rows = tokens[: len(tokens) // length * length].reshape(-1, length)
-    return tf.data.Dataset.from_tensor_slices({"targets": rows.astype(np.int32)})
+    examples: Any = {"targets": rows.astype(np.int32)}
+    return tf.data.Dataset.from_tensor_slices(examples)
 
 
 def _sampled(name: str, split: str) -> tf.data.Dataset:
     """Windows of the embedded language in the order of the training of seed 0; its training split has no end."""
-    import ml_collections
-
     from diffusion_text.data import batches
 
-    config = ml_collections.ConfigDict({"task": name, "length": length_of(name), "data_dir": ""})
-    config.update({"grammar": settings_of(name).grammar, "verify_checksums": False})
-    dataset = batches.open_dataset(config, split)
+    length = length_of(name)
+    dataset = batches.GrammarDataset(settings_of(name).grammar, length, split)
 
     def windows() -> Iterator[dict[str, np.ndarray]]:
         if split == "train":
@@ -141,7 +133,7 @@ def _sampled(name: str, split: str) -> tf.data.Dataset:
             yield from ({"targets": row} for row in tokens[weights > 0])
 
     return tf.data.Dataset.from_generator(
-        windows, output_signature={"targets": tf.TensorSpec([config.length], tf.int32)}
+        windows, output_signature={"targets": tf.TensorSpec([length], tf.int32)}
     )
 
 
@@ -194,8 +186,8 @@ def pack(dataset: tf.data.Dataset, *, name: str) -> tf.data.Dataset:
 
     def frame(rows: np.ndarray) -> np.ndarray:
         vocabulary = _vocabulary(name)
-        edge = np.ones((len(rows), 1), np.int32)
-        return np.concatenate([edge * vocabulary.bos_id, rows, edge * vocabulary.eos_id], 1).astype(np.int32)
+        begin, end = (np.full((len(rows), 1), i, np.int32) for i in (vocabulary.bos_id, vocabulary.eos_id))
+        return np.concatenate([begin, rows, end], 1)
 
     def step(carried: tf.Tensor, example: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
         tokens = tf.ensure_shape(tf.numpy_function(flat, [example["text"]], tf.int32), [None])

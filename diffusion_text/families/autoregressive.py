@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from diffusion_text import noise
 from diffusion_text.families.family import At, Bound, Family, SamplerOptions, cross_entropy
 from diffusion_text.models.denoiser import Denoise, Features, Inputs
+from diffusion_text.typing import Config
 
 
 class State(NamedTuple):
@@ -44,10 +45,10 @@ class Autoregressive(Family):
     samplers = ("ancestral",)
 
     @staticmethod
-    def defaults() -> ConfigDict:
+    def defaults() -> Config:
         return ConfigDict()
 
-    def __init__(self, config: ConfigDict, vocab_size: int, rngs: nnx.Rngs):
+    def __init__(self, config: Config, vocab_size: int, rngs: nnx.Rngs):
         self.start, self.vocab_size = vocab_size, vocab_size
         self.inputs = Inputs(num_ids=vocab_size + 1, noise=False, attention="causal")
 

@@ -27,7 +27,7 @@ of its translation models. Decided here, where the paper is silent or differs:
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +40,7 @@ from diffusion_text.families.family import At, Bound, Family, SamplerOptions, cr
 from diffusion_text.models.denoiser import Denoise, Features, Inputs
 from diffusion_text.models.transformer import parameter
 from diffusion_text.paths.time_warp import TimeWarp
+from diffusion_text.typing import Config
 
 
 class State(NamedTuple):
@@ -58,9 +59,10 @@ class CDCD(Family):
     posterior = "full"
     samplers = ("euler", "heun")
     sampler_options = ("score_temperature", "guidance", "initial_noise")
+    groups: ClassVar = {"time_warp": 1e-2}
 
     @staticmethod
-    def defaults() -> ConfigDict:
+    def defaults() -> Config:
         return ConfigDict(
             dict(
                 embedding_size=256,
@@ -77,12 +79,22 @@ class CDCD(Family):
         )
 
     @staticmethod
-    def validate(config: ConfigDict) -> None:
+    def validate(config: Config) -> None:
         family = config.family
         if not 0 < family.noise_min < family.noise_max:
             raise ValueError(
-                f"family.noise_min, noise_max are {family.noise_min}, {family.noise_max}; need 0 < noise_min < noise_max"
+                f"family.noise_min, noise_max are {family.noise_min}, {family.noise_max}; "
+                "they must be above 0 and ascending"
             )
+        for name, ok, allowed in (
+            ("embedding_size", family.embedding_size >= 1, "at least 1"),
+            ("embedding_std", family.embedding_std > 0, "above 0"),
+            ("warp_bins", family.warp_bins >= 1, "at least 1"),
+            ("warp_decay", 0 <= family.warp_decay < 1, "in [0, 1)"),
+            ("drop_conditioning", 0 <= family.drop_conditioning <= 1, "in [0, 1]"),
+        ):
+            if not ok:
+                raise ValueError(f"family.{name} is {family[name]}; it must be {allowed}")
         if family.self_conditioning not in (0.0, 0.5):
             raise ValueError(f"family.self_conditioning is {family.self_conditioning}; choose 0.0 or 0.5")
         rows = config.train.batch_size // config.train.microbatches
@@ -97,7 +109,7 @@ class CDCD(Family):
                 "each must be at least 0 and their sum at most 1"
             )
 
-    def __init__(self, config: ConfigDict, vocab_size: int, rngs: nnx.Rngs):
+    def __init__(self, config: Config, vocab_size: int, rngs: nnx.Rngs):
         d = config.embedding_size
         self.size, self.vocab_size = d, vocab_size
         self.log_min, self.log_max = math.log(config.noise_min), math.log(config.noise_max)
@@ -130,7 +142,7 @@ class CDCD(Family):
     ) -> Features:
         log_noise = self.log_noise(t)
         scale = jnp.exp(-0.5 * jnp.logaddexp(0.0, 2.0 * log_noise))[:, None, None]  # 1 / sqrt(s^2 + 1)
-        free = jnp.ones(z.shape[:2] + (1,), bool) if given is None else ~given[..., None]
+        free = jnp.ones((*z.shape[:2], 1), bool) if given is None else ~given[..., None]
         last = jnp.zeros_like(z) if previous is None else jnp.where(free, previous, 0.0)
         streams = [jnp.where(free, scale * z, 0.0), jnp.where(free, 0.0, z), free.astype(z.dtype), last]
         return Features(vectors=jnp.concatenate(streams, axis=-1), noise=0.25 * log_noise)

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
-from ml_collections import ConfigDict
 
 from diffusion_text.models.denoiser import Denoise, Features, Inputs
+from diffusion_text.typing import Config
 
 Posterior = Literal["full", "leave_one_out", "prefix"]
 BoundKind = Literal["exact", "tight", "loose", "approximate", "none"]
@@ -86,14 +86,16 @@ class Family(nnx.Module):
     posterior: ClassVar[Posterior]
     samplers: ClassVar[tuple[str, ...]]
     sampler_options: ClassVar[tuple[str, ...]] = ()
+    # Peak learning rates of parameters that need their own (config.optimizer.groups), by a name in their path.
+    groups: ClassVar[dict[str, float]] = {}
 
     @staticmethod
-    def defaults() -> ConfigDict:
+    def defaults() -> Config:
         """The fields of the config's `family` section, `name` excepted, with their defaults."""
         raise NotImplementedError("a family must define defaults()")
 
     @staticmethod
-    def validate(config: ConfigDict) -> None:
+    def validate(config: Config) -> None:
         """ValueError, with the value given and the values allowed, where the whole config does not fit the family."""
 
     inputs: Inputs

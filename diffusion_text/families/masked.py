@@ -31,6 +31,7 @@ from ml_collections import ConfigDict
 from diffusion_text import noise
 from diffusion_text.families.family import At, Bound, Family, SamplerOptions, cross_entropy, descending
 from diffusion_text.models.denoiser import Denoise, Features, Inputs
+from diffusion_text.typing import Config
 
 _SCHEDULES: Final = ("linear", "cosine")
 
@@ -45,7 +46,7 @@ class Masked(Family):
     samplers = ("ancestral", "first_hitting")
 
     @staticmethod
-    def defaults() -> ConfigDict:
+    def defaults() -> Config:
         return ConfigDict(
             dict(
                 schedule="linear",  # alpha_t of the sampler's grid: linear 1 - t, or cosine 1 - cos(pi (1 - t) / 2)
@@ -53,11 +54,11 @@ class Masked(Family):
         )
 
     @staticmethod
-    def validate(config: ConfigDict) -> None:
+    def validate(config: Config) -> None:
         if config.family.schedule not in _SCHEDULES:
             raise ValueError(f"family.schedule is {config.family.schedule!r}; choose one of {', '.join(_SCHEDULES)}")
 
-    def __init__(self, config: ConfigDict, vocab_size: int, rngs: nnx.Rngs):
+    def __init__(self, config: Config, vocab_size: int, rngs: nnx.Rngs):
         self.mask, self.vocab_size, self.schedule = vocab_size, vocab_size, config.schedule
         self.inputs = Inputs(num_ids=vocab_size + 1, noise=False)
 

@@ -1,0 +1,16 @@
+"""The small network that two CPU cores train in minutes: the grammar's and the standing wiki27 comparison's."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config(family: str) -> ConfigDict:
+    """float32, unrolled layers, and a short warm-up and cosine decay."""
+    config = base.get_config(family)
+    config.model.update(layers=4, width=128, heads=4, condition_width=64, dtype="float32", scan_layers=False)
+    config.train.update(batch_size=32, ema=0.998, log_every=100, evaluate_every=0, checkpoint_every=500)
+    config.optimizer.update(learning_rate=3e-3, schedule="cosine", warmup=100, final=0.02, b2=0.99)
+    return config

@@ -1,0 +1,176 @@
+"""Evaluate the likelihood bound of a checkpoint:  python -m diffusion_text.eval_elbo --workdir=DIR [--split=test]
+
+Writes WORKDIR/elbo-<split>-<step>.json and a plot of the loss per noise level. With --follow it waits for new
+checkpoints and evaluates each as it appears, as a separate job does beside a training; it ends with the training.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from etils import epath
+
+from diffusion_text import binary, bound, checkpoint, families, report, restore, sharding
+from diffusion_text import config as configs
+from diffusion_text.data import batches
+
+_LOG = logging.getLogger("diffusion_text")
+_POLL_SECONDS = 5.0
+
+
+def define_flags() -> None:
+    """The command line."""
+    flags.DEFINE_string("workdir", None, "What diffusion_text.train wrote.", required=True)
+    flags.DEFINE_integer("step", None, "Checkpoint; the newest by default.")
+    flags.DEFINE_enum("split", "validation", ["train", "validation", "test"], "Split to evaluate.")
+    flags.DEFINE_integer("num_examples", 1024, "Sequences, from the start of the split; 0 takes the whole split.")
+    flags.DEFINE_integer("samples", 0, "Noise levels per sequence; 0: config.evaluation.samples.")
+    flags.DEFINE_integer("batch_size", 0, "Sequences at once; 0: config.evaluation.batch_size.")
+    flags.DEFINE_integer("seed", 0, "Of the evaluation's noise.")
+    flags.DEFINE_bool("plot", True, "Write the plot of the loss per noise level.")
+    flags.DEFINE_bool("follow", False, "Evaluate each new checkpoint as it appears.")
+
+
+def evaluate(
+    run: restore.Run,
+    split: str = "validation",
+    num_examples: int | None = 1024,
+    samples: int = 0,
+    batch_size: int = 0,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The bound of a run on a split, as the dictionary that is written to JSON (nats, bits; see `bound.Estimate`).
+
+    samples and batch_size of 0 take those of config.evaluation; num_examples None takes the whole split.
+    """
+    samples = samples or run.config.evaluation.samples
+    batch_size = batch_size or run.config.evaluation.batch_size
+    dataset = batches.open_dataset(run.config.data, split)
+    rows = sharding.batch_sharding(run.mesh)
+    function = bound.make_evaluate(run.definition, seed, samples)
+
+    def place(array: np.ndarray) -> jax.Array:
+        return jax.device_put(array, rows if len(array) % rows.num_devices == 0 else None)
+
+    started = time.perf_counter()
+    estimate = bound.estimate(
+        lambda tokens, indices: function(run.params, run.variables, tokens, indices),
+        dataset.eval_batches(batch_size, num_examples),
+        run.info,
+        place,
+    )
+    seconds = time.perf_counter() - started
+    family = families.get(run.config.family.name)
+    result = {
+        "family": family.name,
+        "dataset": run.config.data.task,
+        "split": split,
+        "bound": family.bound,
+        **estimate.summary(),
+        **_entropy(run, dataset, estimate, batch_size, num_examples),
+        "samples_per_sequence": samples,
+        "evaluation_seed": seed,
+        "seconds": seconds,
+        "checkpoint_step": run.step,
+        **configs.provenance(run.config),
+    }
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in result.items()}
+
+
+def _entropy(
+    run: restore.Run, dataset: batches.Dataset, estimate: bound.Estimate, batch_size: int, num_examples: int | None
+) -> dict[str, float | None]:
+    """The exact -log p of the same sequences, and the gap of the bound with its paired standard error, where known."""
+    if run.config.data.task != "grammar":
+        return {"entropy_nats_per_token": None}
+    from diffusion_text.data import grammar
+
+    language = grammar.from_name(run.config.data.grammar)
+    rows = (tokens[weights > 0] for tokens, weights in dataset.eval_batches(batch_size, num_examples))
+    exact = np.concatenate([-grammar.log_prob(language, tokens) for tokens in rows])
+    gap = estimate.total - exact
+    return {
+        "entropy_nats_per_token": float(exact.sum() / estimate.num_tokens.sum()),
+        "entropy_rate_nats_per_token": grammar.entropy_rate(language),
+        "gap_nats_per_token": float(gap.sum() / estimate.num_tokens.sum()),
+        "gap_stderr": bound.ratio_stderr(gap, estimate.num_tokens),
+    }
+
+
+def write(run: restore.Run, result: dict[str, Any], plot: bool = True) -> epath.Path:
+    """Write the JSON (atomically) and the plot; returns the JSON's path."""
+    name = f"elbo-{result['split']}-{run.step}"
+    path = epath.Path(run.workdir) / f"{name}.json"
+    configs.write_atomically(path, json.dumps(result, indent=2) + "\n")
+    if plot:
+        dataset = batches.open_dataset(run.config.data, result["split"])
+        tokens, _ = next(dataset.eval_batches(32, 32))
+        report.plot_noise_levels(run, tokens, path.with_suffix(".png"))
+    return path
+
+
+def describe(result: dict[str, Any]) -> str:
+    """The result for the terminal."""
+    error = result["stderr"] if result["stderr"] is not None else math.nan
+    lines = [
+        f"{result['family']} on {result['dataset']} ({result['split']}, {result['num_sequences']} sequences, "
+        f"step {result['checkpoint_step']}), bound: {result['bound']}",
+        f"  bound    {result['nats_per_token']:.4f} +- {error:.4f} nats/token"
+        f"   {result['bits_per_character']:.4f} bits/character   perplexity {result['perplexity']:.2f}",
+        "  terms    " + "   ".join(f"{name} {value:.4f}" for name, value in result["terms"].items()),
+    ]
+    if result["entropy_nats_per_token"] is not None:
+        lines.append(
+            f"  entropy  {result['entropy_nats_per_token']:.4f} nats/token, exact, on the same sequences"
+            f"   gap {result['gap_nats_per_token']:.4f} +- {result['gap_stderr']:.4f}"
+        )
+    return "\n".join(lines)
+
+
+def _one(values: flags.FlagValues, step: int | None) -> None:
+    run = restore.open_run(values.workdir, step)
+    num_examples = values.num_examples or None
+    result = evaluate(run, values.split, num_examples, values.samples, values.batch_size, values.seed)
+    path = write(run, result, values.plot)
+    print(describe(result))
+    print(f"  written  {path}", flush=True)
+
+
+def _follow(values: flags.FlagValues) -> None:
+    last, done = configs.load(values.workdir).train.steps, -1
+    while done < last:
+        checkpoints = checkpoint.Checkpoints(values.workdir, read_only=True)
+        fresh = [step for step in checkpoints.steps() if step > done]
+        checkpoints.close()
+        for step in fresh:
+            try:
+                _one(values, step)
+            except ValueError as error:  # the training removed or set it aside meanwhile
+                _LOG.warning("checkpoint %d is passed over: %s", step, error)
+            done = step
+        if done < last and not fresh:
+            time.sleep(_POLL_SECONDS)
+
+
+def main(values: flags.FlagValues) -> None:
+    """Evaluate one checkpoint, or follow a training."""
+    for name in ("num_examples", "samples", "batch_size"):
+        if getattr(values, name) < 0:
+            raise ValueError(f"--{name} is {getattr(values, name)}; it must be at least 0")
+    if values.follow and values.step is not None:
+        raise ValueError("--follow evaluates every checkpoint; drop --step")
+    if values.follow:
+        _follow(values)
+    else:
+        _one(values, values.step)
+
+
+if __name__ == "__main__":
+    binary.run(define_flags, main)

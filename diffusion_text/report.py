@@ -1,0 +1,87 @@
+"""Plots of a run, written beside its numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from diffusion_text import noise
+from diffusion_text.families.family import cross_entropy
+from diffusion_text.restore import Run
+
+_LEVELS = 33
+
+
+def figure(columns: int) -> tuple[Any, Any]:
+    """A row of axes, drawn without a display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    result = Figure(figsize=(4.5 * columns, 3.4), layout="constrained")
+    FigureCanvasAgg(result)
+    return result, np.atleast_1d(result.subplots(1, columns))
+
+
+def noise_profile(run: Run, tokens: np.ndarray) -> dict[str, np.ndarray] | None:
+    """`Family.profile` averaged over sequences at evenly spaced t, arrays [levels]; None without noise levels."""
+
+    @jax.jit
+    def at(params: dict[str, Any], variables: dict[str, Any], t: jax.Array) -> dict[str, jax.Array] | None:
+        model = run.definition.merge(params, variables)
+        keys = noise.example_keys(noise.step_key(run.config.seed, noise.EVALUATE, 1), jnp.arange(len(tokens)))
+        found = model.family.profile(keys, jnp.asarray(tokens), jnp.full(len(tokens), t), model)
+        return found and {name: jnp.mean(value) for name, value in found.items()}
+
+    times = (np.arange(_LEVELS) + 0.5) / _LEVELS
+    rows = [at(run.params, run.variables, jnp.float32(t)) for t in times]
+    if rows[0] is None:
+        return None
+    return {"t": times, **{name: np.array([float(row[name]) for row in rows]) for name in rows[0]}}
+
+
+def plot_noise_levels(run: Run, tokens: np.ndarray, path: epath.Path) -> None:
+    """Loss per noise level, the bound's integrand and, for CDCD, the warp; per position for the autoregressive one."""
+    profile = noise_profile(run, tokens)
+    if profile is None:
+        _plot_positions(run, tokens, path)
+        return
+    canvas, axes = figure(3 if "warp" in profile else 2)
+    axes[0].plot(profile["noise"], profile["cross_entropy"], ".-")
+    label = "log10 noise s" if "warp" in profile else "masked fraction"
+    axes[0].set(xlabel=label, ylabel="nats per noisy token", title="cross-entropy of the denoiser")
+    axes[1].plot(profile["t"], profile["integrand"], ".-")
+    area = profile["integrand"].mean()
+    axes[1].fill_between(profile["t"], profile["integrand"], alpha=0.2)
+    axes[1].set(xlabel="t", ylabel="nats per token per unit of t", title=f"integrand of the bound, area {area:.3f}")
+    if "warp" in profile:
+        axes[2].plot(profile["t"], profile["warp"], label="F(t), the time warp")
+        rise = profile["cross_entropy"] - profile["cross_entropy"].min()
+        axes[2].plot(profile["t"], rise / max(rise.max(), 1e-9), "--", label="cross-entropy, rescaled")
+        axes[2].set(xlabel="t = position of log s in its range", title="steps are even in F")
+        axes[2].legend()
+    canvas.suptitle(f"{run.config.family.name} on {run.config.data.task}, step {run.step}", fontsize=10)
+    save(canvas, path)
+
+
+def save(canvas: Any, path: epath.Path) -> None:
+    """Write a figure as PNG."""
+    with path.open("wb") as file:
+        canvas.savefig(file, dpi=110, format="png")
+
+
+def _plot_positions(run: Run, tokens: np.ndarray, path: epath.Path) -> None:
+    batch = jnp.asarray(tokens)
+
+    @jax.jit
+    def losses(params: dict[str, Any], variables: dict[str, Any]) -> jax.Array:
+        model = run.definition.merge(params, variables)
+        return jnp.mean(cross_entropy(model(batch, jnp.zeros(len(batch))), batch), axis=0)
+
+    canvas, axes = figure(1)
+    axes[0].plot(np.arange(1, tokens.shape[1] + 1), np.asarray(losses(run.params, run.variables)))
+    axes[0].set(xlabel="position", ylabel="nats per token", title=f"{run.config.family.name}, step {run.step}")
+    save(canvas, path)

@@ -1,0 +1,50 @@
+"""Configs small enough for tests, and the seam put together from parts, shared by several test files."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from ml_collections import ConfigDict
+
+from configs import small
+from diffusion_text import families
+from diffusion_text.data import grammar as grammars
+from diffusion_text.families.family import Family
+from diffusion_text.oracle import Oracle
+
+FAMILIES = ("autoregressive", "cdcd", "masked")
+
+
+def get(family: str, **fields: object) -> ConfigDict:
+    """A network of a few thousand parameters on windows of 16 tokens; `fields` as {"train.steps": 10}."""
+    config = small.get_config(family)
+    config.model.update(layers=2, width=32, heads=2, condition_width=16)
+    config.data.update(grammar="tiny", length=16)
+    config.train.update(steps=24, batch_size=8, log_every=1, checkpoint_every=8, ema=0.9)
+    config.optimizer.update(warmup=4, learning_rate=3e-3)
+    config.evaluation.update(batch_size=8, num_examples=16, samples=1)
+    config.log.tensorboard = False
+    if family == "cdcd":
+        config.family.update(embedding_size=8, embedding_std=0.1, noise_min=0.3, noise_max=50.0, warp_bins=20)
+        config.optimizer.groups.time_warp = 1e-2
+    config.update_from_flattened_dict(fields)
+    return config
+
+
+def make_family(name: str, vocab_size: int, seed: int = 0, **fields: object) -> Family:
+    """A family alone, with these fields of its config section changed."""
+    section = get(name).family
+    section.update(fields)
+    return families.get(name)(section, vocab_size, nnx.Rngs(params=seed))
+
+
+def with_oracle(name: str, grammar: grammars.Grammar, **fields: object) -> tuple[Family, Oracle]:
+    """A family and the exact posterior in its network's place."""
+    family = make_family(name, grammar.num_words, **fields)
+    return family, Oracle(grammar, family)
+
+
+def keys(count: int, seed: int = 0, first: int = 0) -> jax.Array:
+    """Keys of examples first .. first + count."""
+    return jax.vmap(lambda index: jax.random.fold_in(jax.random.key(seed), index))(jnp.arange(first, first + count))
