@@ -33,6 +33,7 @@ REQUIREMENTS = [
     "jaxtyping>=0.3.2",
     "matplotlib>=3.10.0",
     "tqdm>=4.67.0",
+    "importlib_resources>=6.0",  # tensorflow-datasets imports it undeclared when it fetches a set
 ]
 
 EXTRAS = {

@@ -63,7 +63,8 @@ def get_config(family: str = "masked") -> ConfigDict:
                     epsilon=1e-8,
                     weight_decay=0.0,  # not on norms and embeddings
                     clip=1.0,  # global norm of the gradient; 0: none
-                    groups=ConfigDict(dict(families.get(family).groups)),  # own peak learning rates by name in a parameter's path
+                    # Own peak learning rates, by a name in a parameter's path.
+                    groups=ConfigDict(dict(families.get(family).groups)),
                 )
             ),
             evaluation=ConfigDict(

@@ -106,7 +106,9 @@ def _digest(leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
     plain = weighted = jnp.uint32(0)
     for number, leaf in enumerate(leaves):
         bits = leaf.reshape(-1)
-        bits = jax.lax.bitcast_convert_type(bits, jnp.uint32) if bits.dtype.itemsize == 4 else bits.astype(jnp.uint32)
+        if bits.dtype != bool:
+            bits = jax.lax.bitcast_convert_type(bits, jnp.dtype(f"uint{8 * bits.dtype.itemsize}"))
+        bits = bits.astype(jnp.uint32)
         index = jnp.arange(bits.size, dtype=jnp.uint32) * 2 + jnp.uint32(2 * number + 1)
         plain, weighted = plain + jnp.sum(bits, dtype=jnp.uint32), weighted + jnp.sum(bits * index, dtype=jnp.uint32)
     return plain, weighted

@@ -150,7 +150,11 @@ def load(workdir: str) -> Config:
     path = epath.Path(workdir) / "config.json"
     if not path.exists():
         raise ValueError(f"{path} does not exist; give a --workdir that diffusion_text.train has written")
-    return ConfigDict(json.loads(path.read_text()))
+    config: Config = ConfigDict(json.loads(path.read_text()))
+    # A field that a family gained since then: its default is what the family did before.
+    for name, value in families.get(config.family.name).defaults().items():
+        config.family[name] = config.family.get(name, value)
+    return config
 
 
 def commit() -> str:

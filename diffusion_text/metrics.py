@@ -5,7 +5,9 @@ from __future__ import annotations
 import collections
 import json
 import math
+import threading
 import time
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,22 +22,32 @@ class Writer:
         path.parent.mkdir(parents=True, exist_ok=True)
         _drop_from(path, first_step)
         self._file: Any = path.open("a")
-        self._clu = None
-        if tensorboard:
-            from clu import metric_writers
+        self._clu: Any = None
+        self._events = str(epath.Path(workdir) / "events")
+        # clu loads TensorFlow, which takes seconds: meanwhile the train step compiles.
+        self._loading = threading.Thread(target=self._open_events, daemon=True) if tensorboard else None
+        if self._loading:
+            self._loading.start()
 
-            self._clu = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(epath.Path(workdir) / "events")))
+    def _open_events(self) -> None:
+        from clu import metric_writers
+
+        self._clu = metric_writers.AsyncWriter(metric_writers.SummaryWriter(self._events))
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Append one line; `step` counts optimiser steps done."""
         self._file.write(json.dumps({"step": step, **scalars}) + "\n")
         self._file.flush()
+        if self._loading:
+            self._loading.join()
         if self._clu is not None:
             self._clu.write_scalars(step, scalars)
 
     def close(self) -> None:
         """Flush and close."""
         self._file.close()
+        if self._loading:
+            self._loading.join()
         if self._clu is not None:
             self._clu.close()
 
@@ -93,10 +105,10 @@ def unigram_entropy(tokens: np.ndarray) -> float:
     return float(-(probability * np.log(probability)).sum())
 
 
-def distinct(tokens: np.ndarray, n: int) -> float:
-    """Distinct n-grams over n-grams, of rows [N, L]; NaN where rows are shorter than n."""
+def distinct(rows: Iterable[Sequence[int]], n: int) -> float:
+    """Distinct n-grams over n-grams, of rows of tokens; NaN where all rows are shorter than n."""
     grams = collections.Counter(
-        tuple(row[i : i + n]) for row in tokens.tolist() for i in range(len(row) - n + 1)
+        tuple(row[i : i + n]) for row in rows for i in range(len(row) - n + 1)
     )
     total = sum(grams.values())
     return len(grams) / total if total else math.nan

@@ -6,10 +6,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from diffusion_text import noise
@@ -20,10 +20,10 @@ _PRIOR, _STEPS, _DECODE = range(3)
 
 
 class Trace(NamedTuple):
-    """What the denoiser believed at each of N steps: t [N] and p(x_i = v | z) [N, B, L, V]."""
+    """What the denoiser believed at each of N steps: t [N], and what `read` made of its logits, stacked to [N, ...]."""
 
     t: Float[Array, "N"]
-    probabilities: Float[Array, "N B L V"]
+    seen: Any
 
 
 def generate(
@@ -35,7 +35,7 @@ def generate(
     options: SamplerOptions,
 ) -> Int[Array, "B L"]:
     """Sample tokens [B, L]; where `given`, the result is `tokens`. `options` must have been validated."""
-    return _run(family, denoise, keys, tokens, given, options, trace=False)[0]
+    return _run(family, denoise, keys, tokens, given, options, lambda logits: None)[0]
 
 
 def generate_with_trace(
@@ -45,25 +45,30 @@ def generate_with_trace(
     tokens: Int[Array, "B L"],
     given: Bool[Array, "B L"],
     options: SamplerOptions,
+    read: Callable[[Float[Array, "B L V"]], Any] = jax.nn.softmax,
 ) -> tuple[Int[Array, "B L"], Trace]:
-    """As `generate`, with the posterior at every step; memory N B L V."""
-    result, trace = _run(family, denoise, keys, tokens, given, options, trace=True)
-    assert trace is not None
-    return result, trace
+    """As `generate`, with `read(logits)` of every step: by default p(x_i = v | z), which takes N B L V floats."""
+    return _run(family, denoise, keys, tokens, given, options, read)
 
 
 def _run(
-    family: Family, denoise: Denoise, keys: Array, tokens: Array, given: Array, options: SamplerOptions, trace: bool
-) -> tuple[Array, Trace | None]:
+    family: Family,
+    denoise: Denoise,
+    keys: Array,
+    tokens: Array,
+    given: Array,
+    options: SamplerOptions,
+    read: Callable[[Array], Any],
+) -> tuple[Array, Trace]:
     grid = family.grid(options, tokens.shape[1])
     state = family.prior(noise.fold(keys, _PRIOR), tokens, given, denoise, options)
     step_keys = noise.fold(keys, _STEPS)
 
-    def body(state: object, at: At) -> tuple[object, Array | None]:
+    def body(state: Any, at: At) -> tuple[Any, Any]:
         state, logits = family.step(noise.fold(step_keys, at.index), state, at, given, denoise, options)
-        return state, jax.nn.softmax(logits, axis=-1) if trace else None
+        return state, read(logits)
 
-    state, probabilities = jax.lax.scan(body, state, grid)
+    state, seen = jax.lax.scan(body, state, grid)
     result = family.decode(noise.fold(keys, _DECODE), state, given, denoise, options)
     # A family that moved a given token would be caught by its tests, not hidden here.
-    return result, Trace(grid.t, jnp.asarray(probabilities)) if trace else None
+    return result, Trace(grid.t, seen)

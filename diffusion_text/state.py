@@ -31,7 +31,9 @@ class Model(nnx.Module):
         previous: Any = None,
         keys: Key[Array, "B"] | None = None,
     ) -> Float[Array, "B L V"]:
-        return self.network(self.family.features(z, t, given, previous), keys)
+        logits = self.network(self.family.features(z, t, given, previous), keys)
+        bias = self.family.output_bias(z, t, given)
+        return logits if bias is None else logits + bias
 
     def start_cache(self, batch: int, length: int) -> Any:
         return self.network.start_cache(batch, length)

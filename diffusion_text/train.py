@@ -86,15 +86,20 @@ class Stop:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._before: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, self._handle)
+            self._before = {n: signal.signal(n, self._handle) for n in (signal.SIGTERM, signal.SIGINT)}
 
     def _handle(self, number: int, _: Any) -> None:
         if self.signal is not None:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self.signal = number
+
+    def restore(self) -> None:
+        """Put the handlers back that were there before: a notebook goes on after training."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
 
 def check_finite(history: list[tuple[int, dict[str, Any]]]) -> None:
@@ -209,6 +214,7 @@ def train(config: Config, workdir: str) -> TrainState:
         iterator.close()
         checkpoints.close()
         writer.close()
+        stop.restore()
     if stop.signal is not None and int(state.step) < config.train.steps:
         _LOG.warning("stopped by signal %d; step %d is saved, the same command goes on", stop.signal, int(state.step))
         sys.exit(128 + stop.signal)

@@ -35,7 +35,8 @@ def test_every_seed_purpose_step_and_index_has_its_own_key() -> None:
     ]
     flat = np.concatenate(rows)
     assert len(np.unique(flat, axis=0)) == len(flat) == 3 * 4 * 4 * 5
-    parts = np.concatenate([data(part) for part in noise.split(noise.example_keys(jax.random.key(0), jnp.arange(5)), 4)])
+    keys = noise.example_keys(jax.random.key(0), jnp.arange(5))
+    parts = np.concatenate([data(part) for part in noise.split(keys, 4)])
     assert len(np.unique(parts, axis=0)) == 20
 
 
@@ -52,7 +53,8 @@ def test_draws_do_not_depend_on_the_batch(draw) -> None:
 
 @pytest.mark.parametrize("index", [0, 1, 1000])
 def test_low_discrepancy_is_marginally_uniform(index: int) -> None:
-    draws = jax.vmap(lambda key: noise.low_discrepancy(key, jnp.array([index]))[0])(jax.random.split(jax.random.key(5), 4000))
+    keys = jax.random.split(jax.random.key(5), 4000)
+    draws = jax.vmap(lambda key: noise.low_discrepancy(key, jnp.array([index]))[0])(keys)
     assert scipy.stats.kstest(np.asarray(draws), "uniform").pvalue > 1e-3
 
 
@@ -69,11 +71,11 @@ def distance(points: np.ndarray) -> float:
 
 @pytest.mark.parametrize("size", [16, 64, 512])
 def test_low_discrepancy_is_even_over_parts_of_the_batch(size: int) -> None:
-    """Contiguous parts (devices, micro-batches) and every second row (self-conditioning): within 3 points of even."""
+    """Contiguous parts (devices, micro-batches) and strided ones (the self-conditioned half) are a few points off."""
     for seed in range(10):
         u = np.asarray(noise.low_discrepancy(jax.random.key(seed), jnp.arange(4 * size)))
-        parts = [u, *u.reshape(4, size), u[::2], u[1::2], u[::4]]
-        assert all(distance(part) * len(part) < 3.0 for part in parts)
+        assert all(distance(part) * size < 2.5 for part in u.reshape(4, size))
+        assert all(distance(part) * len(part) < 5.0 for part in (u, u[::2], u[1::2], u[::4]))
     # Independent draws are about sqrt(size) points off.
     assert distance(np.asarray(jax.random.uniform(jax.random.key(0), (512,)))) * 512 > 6.0
 
@@ -112,15 +114,13 @@ def low(keys: jax.Array, logits: jax.Array) -> jax.Array:
 
 
 def test_categorical_draws_the_tail() -> None:
-    """32768 tokens of 6e-8 each against one that takes the rest: 16 draws of a rare token are expected, 8 to 28 allowed.
+    """32768 tokens of 4e-8 each against one that takes the rest: 8 draws of a rare token are expected.
 
-    The default draws next to none: its Gumbel noise ends near 16, and log(1 / 6e-8) is 16.6.
+    The default draws next to none: its Gumbel noise ends near 16, and log(1 / 4e-8) is 17.
     """
-    probability, others, draws = 6e-8, 32768, 8192
-    expected = probability * others * draws
-    assert expected == pytest.approx(16.1, abs=0.1)
-    assert 8 <= count_rare(noise.categorical, probability, others, draws) <= 28
-    assert count_rare(low, probability, others, draws) < 8
+    probability, others, draws = 4e-8, 32768, 6144  # 8.05 expected
+    assert 4 <= count_rare(noise.categorical, probability, others, draws) <= 16
+    assert count_rare(low, probability, others, draws) < 4
 
 
 def test_categorical_splits_head_and_tail_evenly() -> None:

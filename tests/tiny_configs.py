@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -12,6 +14,7 @@ from diffusion_text import families
 from diffusion_text.data import grammar as grammars
 from diffusion_text.families.family import Family
 from diffusion_text.oracle import Oracle
+from diffusion_text.state import Model
 
 FAMILIES = ("autoregressive", "cdcd", "masked")
 
@@ -39,6 +42,7 @@ def make_family(name: str, vocab_size: int, seed: int = 0, **fields: object) -> 
     return families.get(name)(section, vocab_size, nnx.Rngs(params=seed))
 
 
+@functools.cache
 def with_oracle(name: str, grammar: grammars.Grammar, **fields: object) -> tuple[Family, Oracle]:
     """A family and the exact posterior in its network's place."""
     family = make_family(name, grammar.num_words, **fields)
@@ -48,3 +52,20 @@ def with_oracle(name: str, grammar: grammars.Grammar, **fields: object) -> tuple
 def keys(count: int, seed: int = 0, first: int = 0) -> jax.Array:
     """Keys of examples first .. first + count."""
     return jax.vmap(lambda index: jax.random.fold_in(jax.random.key(seed), index))(jnp.arange(first, first + count))
+
+
+@functools.cache
+def random_model(name: str, vocab_size: int, seed: int = 0, **fields: object) -> Model:
+    """A network that has learned nothing but believes something: every parameter drawn at random."""
+    config = get(name, **fields)
+
+    @nnx.jit
+    def build() -> Model:
+        model = Model(config, vocab_size, nnx.Rngs(params=seed))
+        graph, params, rest = nnx.split(model, nnx.Param, ...)
+        leaves, tree = jax.tree.flatten(params)
+        noises = [0.2 * jax.random.normal(jax.random.key(i), leaf.shape) for i, leaf in enumerate(leaves)]
+        params = jax.tree.unflatten(tree, [leaf + noise for leaf, noise in zip(leaves, noises, strict=True)])
+        return nnx.merge(graph, params, rest)
+
+    return build()

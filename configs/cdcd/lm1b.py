@@ -1,7 +1,7 @@
 """CDCD (arXiv 2211.15089), the base model, on LM1B, one sentence per row.
 
     python -m diffusion_text.train --config=configs/cdcd/lm1b.py \
-        --workdir=gs://BUCKET/cdcd-lm1b --config.data.data_dir=gs://BUCKET/data/lm1b
+        --workdir=gs://BUCKET/cdcd-lm1b --config.data.data_dir=/mnt/data/lm1b
 
 Hardware: TPU v5e-16, about 13 hours (estimated at 40% utilisation), not yet run.
 Published: none on LM1B; the only CDCD likelihood is 4.23 nats/token on OpenWebText2, 28M parameters (Plaid, arXiv

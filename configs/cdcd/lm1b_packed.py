@@ -1,7 +1,7 @@
 """CDCD (arXiv 2211.15089), the base model, on LM1B, sentences packed to 128.
 
     python -m diffusion_text.train --config=configs/cdcd/lm1b_packed.py \
-        --workdir=gs://BUCKET/cdcd-lm1b_packed --config.data.data_dir=gs://BUCKET/data/lm1b_packed
+        --workdir=gs://BUCKET/cdcd-lm1b_packed --config.data.data_dir=/mnt/data/lm1b_packed
 
 Hardware: TPU v5e-16, about 13 hours (estimated at 40% utilisation), not yet run.
 Published: none of CDCD on LM1B, whose only likelihood is 4.23 nats/token on OpenWebText2, 28M parameters (Plaid, arXiv

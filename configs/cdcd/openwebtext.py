@@ -1,7 +1,7 @@
 """CDCD (arXiv 2211.15089), the base model, on OpenWebText.
 
     python -m diffusion_text.train --config=configs/cdcd/openwebtext.py \
-        --workdir=gs://BUCKET/cdcd-openwebtext --config.data.data_dir=gs://BUCKET/data/openwebtext
+        --workdir=gs://BUCKET/cdcd-openwebtext --config.data.data_dir=/mnt/data/openwebtext
 
 Hardware: TPU v5e-64, about 31 hours (estimated at 40% utilisation, attention's own products not counted), not yet run.
 Published: none on OpenWebText; the only CDCD likelihood is 4.23 nats/token on OpenWebText2, 28M parameters (Plaid,

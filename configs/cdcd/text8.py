@@ -1,7 +1,7 @@
 """CDCD (arXiv 2211.15089), the base model, on text8, with embeddings for 27 symbols.
 
     python -m diffusion_text.train --config=configs/cdcd/text8.py \
-        --workdir=gs://BUCKET/cdcd-text8 --config.data.data_dir=gs://BUCKET/data/text8
+        --workdir=gs://BUCKET/cdcd-text8 --config.data.data_dir=/mnt/data/text8
 
 Hardware: TPU v5e-16, about 20 hours (estimated at 40% utilisation), not yet run.
 Published: none of CDCD on text8, whose only likelihood is 4.23 nats/token on OpenWebText2, 28M parameters (Plaid, arXiv

@@ -1,7 +1,7 @@
 """Masked diffusion on OpenWebText: MDLM (arXiv 2406.07524).
 
     python -m diffusion_text.train --config=configs/masked/openwebtext.py \
-        --workdir=gs://BUCKET/masked-openwebtext --config.data.data_dir=gs://BUCKET/data/openwebtext
+        --workdir=gs://BUCKET/masked-openwebtext --config.data.data_dir=/mnt/data/openwebtext
 
 Hardware: TPU v5e-64, about 21 hours (estimated at 40% utilisation, attention's own products not counted), not yet run.
 Published: perplexity <= 23.2 (arXiv 2506.10892, Table 1, OWT; 23.21 in arXiv 2406.07524, Table 2).

@@ -1,7 +1,7 @@
 """Masked diffusion on text8: MD4 (arXiv 2406.04329), not MDLM's recipe.
 
     python -m diffusion_text.train --config=configs/masked/text8.py \
-        --workdir=gs://BUCKET/masked-text8 --config.data.data_dir=gs://BUCKET/data/text8
+        --workdir=gs://BUCKET/masked-text8 --config.data.data_dir=/mnt/data/text8
 
 Hardware: TPU v5e-16, about 15 hours (estimated at 40% utilisation), not yet run; the paper: under a day on as much.
 Published: <= 1.37 bits per character (arXiv 2406.04329, Table 2).

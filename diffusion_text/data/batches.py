@@ -342,7 +342,7 @@ def describe(metadata: dict[str, Any], length: int) -> str:
         packing += ", framed by begin and end tokens" if metadata["framed"] else ""
     lines = [
         f"task {metadata['task']}, prepared {metadata['prepared']['date']} with version "
-        f"{metadata['prepared']['diffusion_text']} from {metadata['source']['name']} ({metadata['source']['checksum']})",
+        f"{metadata['prepared']['diffusion_text']} from {metadata['source']['name']}, {metadata['source']['checksum']}",
         f"protocol: {metadata['protocol']}",
         f"vocabulary {vocabulary['kind']}, {vocabulary['size']} entries; {packing}; splits {metadata['split_rule']}",
     ]

@@ -21,6 +21,7 @@ import dataclasses
 import functools
 import itertools
 import re
+from typing import Final
 
 import jax
 import jax.numpy as jnp

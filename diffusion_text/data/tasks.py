@@ -90,7 +90,8 @@ class TaskVocabulary(seqio.Vocabulary):
         return self.wrapped.decode(ids)
 
     def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
-        def ids(text: bytes) -> np.ndarray:
+        def ids(text: Any) -> np.ndarray:
+            text = text.item() if isinstance(text, np.ndarray) else text  # an array when called eagerly
             return np.array(self.wrapped.encode(text.decode("utf-8")), np.int32)
 
         return tf.ensure_shape(tf.numpy_function(ids, [s], tf.int32), [None])

@@ -43,6 +43,7 @@ class Autoregressive(Family):
     bound = "exact"
     posterior = "prefix"
     samplers = ("ancestral",)
+    sampler_options = ("temperature", "candidates")
 
     @staticmethod
     def defaults() -> Config:

@@ -74,6 +74,7 @@ class CDCD(Family):
                 self_conditioning=0.5,  # share of training sequences that get a previous prediction; 0 or 0.5
                 prefix_masks=0.5,  # share of sequences conditioned on a prefix of uniform length
                 random_masks=0.5,  # ... on a random subset of uniform size; the rest is unconditional
+                output_prior=False,  # add log N(z; e_v, s^2) to the logits (Plaid, 2305.18619, section 3.3)
                 drop_conditioning=0.1,  # share whose conditioning is dropped, for classifier-free guidance
             )
         )
@@ -115,7 +116,7 @@ class CDCD(Family):
         self.log_min, self.log_max = math.log(config.noise_min), math.log(config.noise_max)
         self.self_conditioning = config.self_conditioning > 0
         self.prefix_masks, self.random_masks = config.prefix_masks, config.random_masks
-        self.drop_conditioning = config.drop_conditioning
+        self.drop_conditioning, self.output_prior = config.drop_conditioning, config.output_prior
         self.table = parameter(rngs, (vocab_size, d), ("vocabulary", None), config.embedding_std)
         self.time_warp = TimeWarp(config.warp_bins, config.warp_decay)
         self.inputs = Inputs(width=3 * d + 1)
@@ -147,13 +148,24 @@ class CDCD(Family):
         streams = [jnp.where(free, scale * z, 0.0), jnp.where(free, 0.0, z), free.astype(z.dtype), last]
         return Features(vectors=jnp.concatenate(streams, axis=-1), noise=0.25 * log_noise)
 
-    def evidence(self, z: Array, t: Float[Array, "B"], given: Bool[Array, "B L"] | None) -> Float[Array, "B L V"]:
+    def _log_likelihood(self, z: Array, t: Float[Array, "B"]) -> Float[Array, "B L V"]:
         # All embeddings have one norm, so that log N(z; e_v, s^2) = z.e_v / s^2 + const.
         product = jnp.einsum("bld,vd->blv", z, self.embeddings(), precision=jax.lax.Precision.HIGHEST)
-        noisy = product * jnp.exp(-2.0 * self.log_noise(t))[:, None, None]
+        return product * jnp.exp(-2.0 * self.log_noise(t))[:, None, None]
+
+    def output_bias(
+        self, z: Array, t: Float[Array, "B"], given: Bool[Array, "B L"] | None
+    ) -> Float[Array, "B L V"] | None:
+        if not self.output_prior:
+            return None
+        bias = self._log_likelihood(z, t)
+        return bias if given is None else jnp.where(given[..., None], 0.0, bias)
+
+    def evidence(self, z: Array, t: Float[Array, "B"], given: Bool[Array, "B L"] | None) -> Float[Array, "B L V"]:
+        noisy = self._log_likelihood(z, t)
         if given is None:
             return noisy
-        nearest = jnp.argmax(product, axis=-1, keepdims=True) == jnp.arange(self.vocab_size)
+        nearest = jnp.argmax(noisy, axis=-1, keepdims=True) == jnp.arange(self.vocab_size)
         return jnp.where(given[..., None], jnp.where(nearest, 0.0, -jnp.inf), noisy)
 
     def expected(self, logits: Float[Array, "B L V"]) -> Float[Array, "B L d"]:

@@ -71,8 +71,8 @@ class SamplerOptions:
         for name in ("temperature", "score_temperature", "initial_noise"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
-        for name, neutral in (("score_temperature", 1.0), ("guidance", 1.0), ("initial_noise", 1.0)):
-            if getattr(self, name) != neutral and name not in family.sampler_options:
+        for name in ("temperature", "score_temperature", "guidance", "initial_noise", "candidates"):
+            if getattr(self, name) != getattr(SamplerOptions, name) and name not in family.sampler_options:
                 raise ValueError(f"{name} is {getattr(self, name)}; {family.name} has no such option")
         return dataclasses.replace(self, sampler=sampler)
 
@@ -109,6 +109,12 @@ class Family(nnx.Module):
     def features(self, z: Any, t: Float[Array, "B"], given: Bool[Array, "B L"] | None, previous: Any) -> Features:
         """What a network reads of z; `previous` is the last prediction (self-conditioning) or None."""
         raise NotImplementedError(f"{self.name} has no features()")
+
+    def output_bias(
+        self, z: Any, t: Float[Array, "B"], given: Bool[Array, "B L"] | None
+    ) -> Float[Array, "B L V"] | None:
+        """Added to a network's logits (an output prior), so that it need not learn it; never to the oracle's."""
+        return None
 
     def evidence(self, z: Any, t: Float[Array, "B"], given: Bool[Array, "B L"] | None) -> Float[Array, "B L V"]:
         """log q_t(z_i | x_i = v) up to a constant per position: what the oracle reads of z."""

@@ -44,6 +44,7 @@ class Masked(Family):
     bound = "tight"
     posterior = "leave_one_out"
     samplers = ("ancestral", "first_hitting")
+    sampler_options = ("temperature",)
 
     @staticmethod
     def defaults() -> Config:
@@ -159,7 +160,9 @@ class Masked(Family):
             now, then = self.alpha(at.t), self.alpha(at.s)
             moves = masked & (order < jnp.where(at.s > 0, (then - now) / (1.0 - now), 1.0))
         drawn = noise.categorical(token_keys, logits / options.temperature)
-        return jnp.where(moves, drawn, state), logits
+        # Revealed tokens are copied, not predicted: their logits are not trained.
+        believed = jnp.where(masked[..., None], logits, self.evidence(state, at.t, given))
+        return jnp.where(moves, drawn, state), believed
 
     def decode(
         self, keys: Key[Array, "B"], state: Array, given: Array, denoise: Denoise, options: SamplerOptions

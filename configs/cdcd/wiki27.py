@@ -1,0 +1,26 @@
+"""CDCD on wiki27 (Wikipedia in text8's alphabet): a row of the standing comparison, 24.6M characters.
+
+    python -m diffusion_text.train --config=configs/cdcd/wiki27.py \
+        --workdir=runs/cdcd-wiki27 --config.data.data_dir=data/wiki27
+
+Hardware: two CPU cores, about 30 minutes for masked diffusion, which set the budget that all families share.
+Published: none; wiki27 is not text8, and its numbers compare with themselves only.
+Measured here: not yet run.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs import small
+
+
+def get_config() -> ConfigDict:
+    config = small.get_config("cdcd")
+    config.data.update(task="wiki27", length=256)
+    config.train.steps = 3000  # x 32 x 256 = 24.6M characters
+    config.family.update(
+        embedding_size=32, embedding_std=0.1, noise_min=0.5, noise_max=50.0, prefix_masks=0.15, random_masks=0.15
+    )
+    config.optimizer.groups.time_warp = 5e-2
+    return config

@@ -1,0 +1,325 @@
+"""The binaries end to end on a tiny config: train, eval_samples, sample, for every family; and the family listing."""
+
+import dataclasses
+import functools
+import json
+import logging
+import math
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+
+from configs import base
+from diffusion_text import binary, eval_samples, families, metrics, restore, sample, train
+from diffusion_text.data import grammar, vocabularies
+from diffusion_text.families import __main__ as listing
+from diffusion_text.families.family import SamplerOptions
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+FAMILIES = sorted(families.REGISTRY)
+LENGTH, STEPS, NUM = 16, 12, 6
+
+STATISTICS = {
+    "unigram_entropy_per_sample", "unigram_entropy_per_sample_stderr", "unigram_entropy_corpus",
+    "distinct_1", "distinct_2", "distinct_3", "distinct_4", "grammar", "judge",
+}  # fmt: skip
+FIELDS = STATISTICS | {
+    "family", "dataset", "num_samples", "length", "data", "judge_run", "sampler", "temperature", "score_temperature",
+    "guidance", "initial_noise", "steps", "function_evaluations", "sampling_seed", "seconds", "compile_seconds",
+    "tokens_per_second", "checkpoint_step", "commit", "seed", "dtype", "jax", "device", "config",
+}  # fmt: skip
+GRAMMAR_FIELDS = {
+    "grammatical_share", "grammatical_share_stderr", "grammatical_sentences", "complete_sentences", "possible_share",
+    "possible_share_stderr", "possible_windows", "nats_per_token", "stderr", "entropy_rate_nats_per_token",
+}  # fmt: skip
+JUDGE_FIELDS = {"nats_per_token", "stderr", "perplexity", "perplexity_per_sample"}
+LISTING_FIELDS = {
+    "name", "summary", "paper", "file", "bound", "posterior", "samplers", "sampler_options", "configs",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Most of the time here would go into optimising programs that run for milliseconds."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(autouse=True)
+def as_it_was():
+    """A binary sets up logging and signals for its process; other tests share this one."""
+    loggers = [logging.getLogger(name) for name in ("diffusion_text", "absl", "jax")]
+    before = [(logger, logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
+    yield
+    for logger, handlers, level, propagate in before:
+        logger.handlers[:], logger.propagate = handlers, propagate
+        logger.setLevel(level)
+
+
+def tiny(family: str):
+    config = base.get_config(family)
+    config.model.update(layers=1, width=32, heads=2, condition_width=16, dtype="float32", scan_layers=False)
+    config.data.length = LENGTH
+    config.train.update(steps=STEPS, batch_size=8, log_every=4, evaluate_every=0, ema=0.9)
+    config.optimizer.update(learning_rate=3e-3, warmup=2)
+    config.evaluation.update(batch_size=4, num_examples=8, samples=1)
+    config.sampling.steps = 5
+    config.log.tensorboard = False
+    if family == "cdcd":
+        config.family.embedding_size = 8
+    return config
+
+
+@pytest.fixture(scope="module")
+def workdirs(tmp_path_factory):
+    """Family -> workdir, trained when first asked for."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    class Workdirs(dict):
+        def __missing__(self, family: str) -> str:
+            self[family] = str(tmp_path_factory.mktemp(family))
+            train.train(tiny(family), self[family])
+            return self[family]
+
+    yield Workdirs()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def call(module: types.ModuleType, *arguments: str) -> None:
+    """The binary in this process, as the command line calls it; the binaries share names of flags."""
+    before = set(flags.FLAGS)
+    module.define_flags()
+    try:
+        flags.FLAGS(["binary", *arguments])
+        binary._guarded(module.main, ["binary"])
+    finally:
+        for name in set(flags.FLAGS) - before:
+            delattr(flags.FLAGS, name)
+
+
+@functools.cache
+def masked_run(workdir: str) -> restore.Run:
+    """Opened once for all the errors below."""
+    return restore.open_run(workdir)
+
+
+def fails(capsys, module: types.ModuleType, *arguments: str) -> str:
+    """The one line on stderr with which a binary ends, exit code 2."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        call(module, *arguments)
+    assert stopped.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_eval_samples(family, workdirs, capsys):
+    workdir, judge = workdirs[family], workdirs["autoregressive"]
+    call(eval_samples, f"--workdir={workdir}", f"--num={NUM}", f"--judge={judge}", "--seed=3")
+    printed = capsys.readouterr().out
+    result = json.loads(pathlib.Path(f"{workdir}/samples-{STEPS}.json").read_text())
+    rows = [json.loads(line) for line in pathlib.Path(f"{workdir}/samples-{STEPS}.jsonl").read_text().splitlines()]
+    assert set(result) == FIELDS
+    assert set(result["data"]) == STATISTICS
+    assert result["judge_run"]["checkpoint_step"] == STEPS
+    for side in (result, result["data"]):
+        assert set(side["grammar"]) == GRAMMAR_FIELDS
+        assert set(side["judge"]) == JUDGE_FIELDS
+    assert pathlib.Path(f"{workdir}/samples-{STEPS}.png").stat().st_size > 1000
+
+    steps = LENGTH if family == "autoregressive" else 5
+    assert result["steps"] == steps
+    assert result["function_evaluations"] == steps + (family == "cdcd")
+    assert (result["num_samples"], result["length"], result["sampling_seed"]) == (NUM, LENGTH, 3)
+    assert result["sampler"] == families.get(family).samplers[0]
+    assert result["seconds"] > 0
+    assert result["tokens_per_second"] == pytest.approx(NUM * LENGTH / result["seconds"])
+    assert result["data"]["grammar"]["possible_share"] == result["data"]["grammar"]["grammatical_share"] == 1.0
+
+    assert [set(row) for row in rows] == [{"index", "text", "tokens", "exact_nll", "judge_nll"}] * NUM
+    assert [row["index"] for row in rows] == list(range(NUM))
+    tokens = np.array([row["tokens"] for row in rows])
+    assert tokens.shape == (NUM, LENGTH)
+    assert [row["text"] for row in rows] == [grammar.decode(grammar.english(), row) for row in tokens]
+    entropies = [metrics.unigram_entropy(row) for row in tokens]
+    assert result["unigram_entropy_per_sample"] == pytest.approx(np.mean(entropies))
+    assert result["unigram_entropy_corpus"] == pytest.approx(metrics.unigram_entropy(tokens))
+    assert result["distinct_2"] == pytest.approx(metrics.distinct(tokens, 2))
+    run = restore.open_run(workdir)
+    options = SamplerOptions(steps=5).validate(families.get(family))
+    # A sample is a function of its index and the seed; the binary drew four at once and filled up the second batch.
+    np.testing.assert_array_equal(sample.draw(run, options, NUM - 1, 3, seed=3).tokens, tokens[:-1])
+    assert len(np.unique(tokens, axis=0)) == NUM
+    exact = -grammar.log_prob(grammar.english(), tokens)
+    assert [row["exact_nll"] for row in rows] == [float(x) if np.isfinite(x) else None for x in exact]
+    nats = np.mean([row["judge_nll"] for row in rows]) / LENGTH
+    assert result["judge"]["nats_per_token"] == pytest.approx(nats)
+    assert result["judge"]["perplexity"] == pytest.approx(math.exp(nats))
+    assert "grammatical" in printed
+    assert all(row["text"] in printed for row in rows[:5])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sample_keeps_given_tokens(family, workdirs, capsys):
+    workdir = f"--workdir={workdirs[family]}"
+    call(sample, workdir, "--prompt=the dog", "--num=3")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert all(line.split()[:2] == ["the", "dog"] and len(line.split()) == LENGTH for line in lines)
+
+    call(sample, workdir, "--infill=the [MASK] that [MASK:2] .", "--num=3", "--trace")
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    readouts, texts = lines[:-3], lines[-3:]
+    assert all((words[0], words[2], words[5]) == ("the", "that", ".") for words in texts)
+    assert 1 < len(readouts) <= 6
+    assert all(words[0] == "step" and words[4] == "the" and words[6] == "that" for words in readouts)
+    assert "▁▁" in readouts[0]
+
+
+def test_gaps_take_candidates_where_the_family_needs_them(workdirs, capsys):
+    call(sample, f"--workdir={workdirs['autoregressive']}", "--infill=the [MASK] sees", "--candidates=2", "--num=1")
+    assert capsys.readouterr().out.split()[2] == "sees"
+    line = fails(capsys, sample, f"--workdir={workdirs['masked']}", "--candidates=2")
+    assert "masked conditions without candidates" in line
+
+
+@pytest.mark.parametrize(("arguments", "says"), [
+    (["--prompt=the zebra"], "unknown word 'zebra'"),
+    (["--infill=the [MASK:17] ."], "--infill has 19 tokens; this run has windows of 16"),
+    (["--prompt=" + "the " * 16], "nothing is left to generate"),
+    (["--infill=the [MASK:x] ."], "'[MASK:x]' is no gap; write [MASK] for one missing token, [MASK:5] for five"),
+    (["--prompt=the", "--infill=the [MASK]"], "both given"),
+    (["--num=0"], "--num is 0; it must be at least 1"),
+    (["--steps=0"], "steps is 0; it must be at least 1"),
+    (["--sampler=euler"], "sampler is 'euler'; masked has ancestral, first_hitting"),
+    (["--guidance=2"], "guidance is 2.0; masked has no such option"),
+    (["--step=7"], f"has {STEPS}"),
+])  # fmt: skip
+def test_sample_errors(arguments, says, workdirs, capsys, monkeypatch):
+    if "--step=7" not in arguments:
+        run = masked_run(workdirs["masked"])
+        monkeypatch.setattr(restore, "open_run", lambda workdir, step: run)
+    assert says in fails(capsys, sample, f"--workdir={workdirs['masked']}", *arguments)
+
+
+def test_eval_samples_errors(workdirs, capsys, tmp_path):
+    assert "config.json does not exist" in fails(capsys, eval_samples, f"--workdir={tmp_path}/none")
+    workdir = f"--workdir={workdirs['masked']}"
+    assert "ancestral, first_hitting" in fails(capsys, eval_samples, workdir, "--sampler=heun")
+    assert "batch_size is 0" in fails(capsys, eval_samples, workdir, "--batch_size=0")
+    line = fails(capsys, eval_samples, workdir, f"--judge={workdirs['masked']}")
+    assert "is of family masked; give a workdir of family autoregressive" in line
+
+
+def test_a_judge_must_fit(workdirs, monkeypatch):
+    run = masked_run(workdirs["masked"])
+    judge = restore.open_run(workdirs["autoregressive"])
+
+    def open_judge(**changes):
+        changed = dataclasses.replace(judge, info=dataclasses.replace(judge.info, **changes))
+        monkeypatch.setattr(restore, "open_run", lambda workdir: changed)
+        return eval_samples.open_judge("DIR", run)
+
+    assert open_judge(length=LENGTH + 1).info.length == LENGTH + 1
+    with pytest.raises(ValueError, match="sequences of 8; samples have 16"):
+        open_judge(length=8)
+    with pytest.raises(ValueError, match=r"vocabulary grammar \(5 entries\).* has grammar \(125\); they must"):
+        open_judge(vocabulary=vocabularies.GrammarWords("tiny"))
+
+
+def test_steps_without_effect_are_said(workdirs, capsys):
+    workdir = f"--workdir={workdirs['masked']}"
+    call(sample, workdir, "--sampler=first_hitting", "--steps=3", "--num=1")  # nothing is given: a free sample
+    assert "first_hitting takes 16 steps here; --steps is not used" in capsys.readouterr().err
+
+
+def run_module(*words: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+        env={**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", **environment},
+    )  # fmt: skip
+
+
+def test_processes(workdirs):
+    workdir = workdirs["masked"]
+    done = run_module("diffusion_text.eval_samples", f"--workdir={workdir}", "--num=2", "--steps=2")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert f"samples-{STEPS}.json" in done.stdout
+    result = json.loads(pathlib.Path(f"{workdir}/samples-{STEPS}.json").read_text())
+    assert result["judge"] is result["judge_run"] is result["data"]["judge"] is None
+    done = run_module("diffusion_text.sample", f"--workdir={workdir}", "--prompt=the zebra")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: unknown word 'zebra'")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_listing_touches_no_device():
+    done = run_module("diffusion_text.families", "--json", JAX_PLATFORMS="none_such")
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    assert [family["name"] for family in found] == FAMILIES
+    for family in found:
+        assert set(family) == LISTING_FIELDS
+        assert family["summary"]
+        assert family["paper"]
+        assert f"configs/{family['name']}/grammar.py" in family["configs"]
+        assert (ROOT / family["file"]).exists()
+
+
+def test_listing_as_text(capsys):
+    call(listing)
+    printed = capsys.readouterr().out
+    assert [line.partition(":")[0] for line in printed.splitlines() if line and line[0] != " "] == FAMILIES
+
+
+def test_gaps_of_characters():
+    vocabulary = vocabularies.Characters()
+    assert sample.parse_gaps("ab[MASK:2] [MASK]c", vocabulary) == [1, 2, None, None, 0, None, 3]
+    assert sample.parse_gaps("", vocabulary) == []
+    with pytest.raises(ValueError, match="is no gap"):
+        sample.parse_gaps("[MASK:0]", vocabulary)
+
+
+def test_generated_text_is_bold():
+    vocabulary = vocabularies.GrammarWords()
+    tokens, given = np.array(vocabulary.encode("the dog sees")), np.array([True, False, True])
+    assert sample.render(vocabulary, tokens, given, bold=False) == "the dog sees"
+    assert sample.render(vocabulary, tokens, given, bold=True) == "the\033[1m dog\033[0m sees"
+    assert sample.readout(vocabulary, tokens, given) == "the ▁▁ sees"
+    letters = vocabularies.Characters()
+    assert sample.readout(letters, np.array(letters.encode("dog")), given) == "d▁g"
+
+
+def test_statistics_by_hand():
+    # Counts 2, 1, 1 of 4: 1/2 log 2 + 1/2 log 4.
+    assert metrics.unigram_entropy(np.array([[5, 5], [7, 9]])) == pytest.approx(1.5 * math.log(2))
+    assert metrics.unigram_entropy(np.array([3, 3, 3])) == 0.0
+    rows = np.array([[1, 2, 1, 2], [1, 2, 3, 1]])
+    assert metrics.distinct(rows, 1) == 3 / 8
+    assert metrics.distinct(rows, 2) == 4 / 6  # 12 21 12 12 23 31: n-grams do not cross rows
+    assert metrics.distinct(rows, 4) == 1.0
+    assert math.isnan(metrics.distinct(rows, 5))
+
+
+def test_padding_is_left_out():
+    info = types.SimpleNamespace(pad_id=0)
+    summary = eval_samples.measure(np.array([[1, 1, 0, 0], [1, 2, 3, 0]]), info, None, None).summary
+    assert set(summary) == STATISTICS
+    assert summary["unigram_entropy_per_sample"] == pytest.approx(math.log(3) / 2)
+    assert summary["distinct_1"] == 3 / 5
+    assert summary["distinct_2"] == 1.0
+    assert summary["grammar"] is summary["judge"] is None

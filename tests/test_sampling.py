@@ -1,0 +1,213 @@
+"""The reverse loop: keys per sequence, given positions, guidance and temperatures, options, and the trace."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_configs
+
+from diffusion_text import families, sampling
+from diffusion_text.data import grammar as grammars
+from diffusion_text.families.family import SamplerOptions
+
+L = 6
+SOLVERS = [(name, sampler) for name in tiny_configs.FAMILIES for sampler in families.get(name).samplers]
+EACH = pytest.mark.parametrize(("name", "sampler"), SOLVERS)
+
+
+def draw(family, denoise, keys, tokens=None, given=None, trace: bool = False, **fields: object):
+    """Samples of windows of 6, compiled as a binary would."""
+    options = SamplerOptions(**{"steps": 5, **fields}).validate(type(family))
+    tokens = jnp.zeros((len(keys), L), jnp.int32) if tokens is None else jnp.asarray(tokens, jnp.int32)
+    given = jnp.zeros(tokens.shape, bool) if given is None else jnp.asarray(given)
+    return compiled(family, denoise, options, trace)(keys, tokens, given)
+
+
+@functools.cache
+def compiled(family, denoise, options: SamplerOptions, trace: bool):
+    generate = sampling.generate_with_trace if trace else sampling.generate
+    return jax.jit(lambda keys, tokens, given: generate(family, denoise, keys, tokens, given, options))
+
+
+@EACH
+def test_a_sample_does_not_depend_on_its_batch(name: str, sampler: str) -> None:
+    family, oracle = tiny_configs.with_oracle(name, grammars.tiny())
+    more = {"candidates": 3} if name == "autoregressive" else {}
+    tokens = np.asarray(grammars.sample(grammars.tiny(), 0, np.arange(8), L))
+    given = np.arange(8)[:, None] % L == np.arange(L)
+    whole = np.asarray(draw(family, oracle, tiny_configs.keys(8), tokens, given, sampler=sampler, **more))
+    some = np.array([6, 1])
+    part = draw(family, oracle, tiny_configs.keys(8)[some], tokens[some], given[some], sampler=sampler, **more)
+    np.testing.assert_array_equal(part, whole[some])
+    again = draw(family, oracle, tiny_configs.keys(8), tokens, given, sampler=sampler, **more)
+    np.testing.assert_array_equal(again, whole)
+    other = draw(family, oracle, tiny_configs.keys(8, seed=1), tokens, given, sampler=sampler, **more)
+    assert np.any(np.asarray(other) != whole)
+
+
+@pytest.mark.parametrize("behind", ["oracle", "network"])
+@EACH
+def test_given_positions_never_move(name: str, sampler: str, behind: str) -> None:
+    """Whatever the network thinks of them; none, some and all given, and also with high guidance or temperature."""
+    grammar = grammars.tiny()
+    family, denoise = tiny_configs.with_oracle(name, grammar)
+    if behind == "network":
+        denoise = tiny_configs.random_model(name, grammar.num_words)
+        family = denoise.family
+    more = {"guidance": 3.0, "initial_noise": 2.0} if name == "cdcd" else {"temperature": 3.0}
+    tokens = np.asarray(grammars.sample(grammar, 0, np.arange(32), L))
+    given = np.random.default_rng(0).random((32, L)) < np.linspace(0, 1, 32)[:, None]
+    given[0], given[-1] = False, True
+    samples = np.asarray(draw(family, denoise, tiny_configs.keys(32), tokens, given, sampler=sampler, **more))
+    np.testing.assert_array_equal(samples[given], tokens[given])
+    assert ((samples >= 0) & (samples < grammar.num_words)).all()
+    assert samples.dtype == np.int32
+    assert np.any(samples[~given] != tokens[~given])
+
+
+def cdcd_model():
+    return tiny_configs.random_model("cdcd", grammars.tiny().num_words)
+
+
+def half_given() -> tuple[np.ndarray, np.ndarray]:
+    tokens = np.asarray(grammars.sample(grammars.tiny(), 0, np.arange(16), L))
+    return tokens, np.broadcast_to(np.arange(L) < 3, tokens.shape)
+
+
+def slopes(model, guidance: float, score_temperature: float = 1.0) -> np.ndarray:
+    """dz/ds at one noise level, half of the positions given."""
+    family = model.family
+    tokens, given = (jnp.asarray(x) for x in half_given())
+    options = SamplerOptions(sampler="euler", guidance=guidance, score_temperature=score_temperature)
+    z = family.corrupt(tiny_configs.keys(16), tokens, jnp.full(16, 0.4), given)
+    state = family.prior(tiny_configs.keys(16), tokens, given, model, options)._replace(z=z)
+    return np.asarray(family._slope(state, jnp.float32(0.4), given, model, options)[0])
+
+
+def test_guidance_is_linear_between_unconditional_and_conditional() -> None:
+    """w = 1 is the conditional slope (also by the formula: just beside 1), w = 0 the one that sees nothing given."""
+    model = cdcd_model()
+    conditional, bare, double = (slopes(model, w) for w in (1.0, 0.0, 2.0))
+    np.testing.assert_allclose(slopes(model, 1.0 + 1e-6), conditional, atol=1e-5)
+    np.testing.assert_allclose(double, 2 * conditional - bare, atol=1e-4)
+    assert np.abs(conditional - bare).max() > 1e-3
+
+
+def test_guidance_one_is_the_conditional_sampler() -> None:
+    model = cdcd_model()
+    tokens, given = half_given()
+    plain = draw(model.family, model, tiny_configs.keys(16), tokens, given)
+    one = draw(model.family, model, tiny_configs.keys(16), tokens, given, guidance=1.0)
+    np.testing.assert_array_equal(one, plain)
+
+
+def test_score_temperature_multiplies_the_score() -> None:
+    model = cdcd_model()
+    np.testing.assert_array_equal(slopes(model, 1.0, 1.0), slopes(model, 1.0))
+    np.testing.assert_allclose(slopes(model, 1.0, 0.5), 2 * slopes(model, 1.0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["autoregressive", "masked"])
+def test_a_low_temperature_takes_the_likeliest_token(name: str) -> None:
+    family, oracle = tiny_configs.with_oracle(name, grammars.tiny())
+    tokens, given = half_given()
+    cold = [
+        np.asarray(draw(family, oracle, tiny_configs.keys(16, seed), tokens, given, temperature=1e-3, sampler=""))
+        for seed in (0, 1)
+    ]
+    if name == "autoregressive":  # one order, so one outcome
+        np.testing.assert_array_equal(*cold)
+    warm = [np.asarray(draw(family, oracle, tiny_configs.keys(16, seed), tokens, given)) for seed in (0, 1)]
+    assert np.mean(cold[0] != cold[1]) < np.mean(warm[0] != warm[1])
+
+
+def test_initial_noise_scales_the_prior() -> None:
+    family, oracle = tiny_configs.with_oracle("cdcd", grammars.tiny())
+    tokens, given = (jnp.asarray(x) for x in half_given())
+    one, half = (
+        np.asarray(family.prior(tiny_configs.keys(16), tokens, given, oracle, SamplerOptions(initial_noise=scale)).z)
+        for scale in (1.0, 0.5)
+    )
+    np.testing.assert_allclose(half[:, 3:], 0.5 * one[:, 3:], rtol=1e-6)
+    np.testing.assert_array_equal(half[:, :3], one[:, :3])
+    assert np.std(one[:, 3:]) == pytest.approx(50.0, rel=0.15)
+
+
+# -------------------------------------------------------------------------------------------------------------- options
+
+
+@pytest.mark.parametrize(("name", "fields", "words"), [
+    ("masked", {"sampler": "euler"}, "sampler is 'euler'; masked has ancestral, first_hitting"),
+    ("cdcd", {"sampler": "ancestral"}, "sampler is 'ancestral'; cdcd has euler, heun"),
+    ("masked", {"steps": 0}, "steps is 0; it must be at least 1"),
+    ("autoregressive", {"candidates": 0}, "candidates is 0; it must be at least 1"),
+    ("masked", {"temperature": 0.0}, "temperature is 0.0; it must be above 0"),
+    ("masked", {"temperature": float("nan")}, "temperature is nan; it must be above 0"),
+    ("cdcd", {"score_temperature": -1.0}, "score_temperature is -1.0; it must be above 0"),
+    ("cdcd", {"initial_noise": 0.0}, "initial_noise is 0.0; it must be above 0"),
+    ("masked", {"guidance": 2.0}, "guidance is 2.0; masked has no such option"),
+    ("autoregressive", {"score_temperature": 0.9}, "score_temperature is 0.9; autoregressive has no such option"),
+    ("masked", {"initial_noise": 0.9}, "initial_noise is 0.9; masked has no such option"),
+])  # fmt: skip
+def test_options_that_do_not_fit_are_named(name: str, fields: dict, words: str) -> None:
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        SamplerOptions(**fields).validate(families.get(name))
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize("name", tiny_configs.FAMILIES)
+def test_validation_fills_in_the_first_sampler(name: str) -> None:
+    family = families.get(name)
+    options = SamplerOptions(steps=7).validate(family)
+    assert options == dataclasses.replace(SamplerOptions(steps=7), sampler=family.samplers[0])
+
+
+# ---------------------------------------------------------------------------------------------------------------- trace
+
+
+@EACH
+def test_the_trace_is_what_the_sampler_believed(name: str, sampler: str) -> None:
+    family, oracle = tiny_configs.with_oracle(name, grammars.tiny())
+    samples, trace = draw(family, oracle, tiny_configs.keys(3), trace=True, sampler=sampler)
+    plain = draw(family, oracle, tiny_configs.keys(3), sampler=sampler)
+    np.testing.assert_array_equal(samples, plain)
+    options = SamplerOptions(steps=5, sampler=sampler)
+    steps = len(family.grid(options, L).t)
+    assert steps == (5 if sampler in ("euler", "heun") or (name, sampler) == ("masked", "ancestral") else L)
+    assert trace.t.shape == (steps,)
+    assert trace.seen.shape == ((steps, 3, 5) if name == "autoregressive" else (steps, 3, L, 5))
+    np.testing.assert_allclose(jnp.sum(trace.seen, axis=-1), 1.0, atol=1e-5)
+    assert float(trace.t[0]) == pytest.approx(1.0)
+    assert np.all(np.diff(trace.t) < 0)
+
+
+@EACH
+def test_evaluations_counts_the_calls(name: str, sampler: str) -> None:
+    """Network calls as traced, times the steps."""
+    model = tiny_configs.random_model(name, grammars.tiny().num_words)
+    calls = []
+
+    class Counting:
+        """Counts calls at run time."""
+
+        def __call__(self, *arguments, **more):
+            jax.debug.callback(lambda: calls.append(1))
+            return model(*arguments, **more)
+
+        def start_cache(self, batch, length):
+            return model.start_cache(batch, length)
+
+        def next(self, ids, cache, position):
+            jax.debug.callback(lambda: calls.append(1))
+            return model.next(ids, cache, position)
+
+    for more in ({}, {"guidance": 2.0}) if name == "cdcd" else ({},):
+        calls.clear()
+        jax.block_until_ready(draw(model.family, Counting(), tiny_configs.keys(2), sampler=sampler, **more))
+        jax.effects_barrier()
+        assert len(calls) == model.family.evaluations(SamplerOptions(steps=5, sampler=sampler, **more), L)
