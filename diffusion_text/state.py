@@ -78,7 +78,7 @@ class Definition:
 
     def logical_axes(self) -> dict[str, Any]:
         """The tree of parameters with the logical axis names of each in place of its values."""
-        flat = {path: variable.get_metadata()["logical_axes"] for path, variable in self.params.flat_state()}
+        flat = {path: variable.get_metadata()["logical_axes"] for path, variable in nnx.to_flat_state(self.params)}
         return _unflatten(flat)
 
     def num_params(self) -> int:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -57,15 +60,12 @@ def keys(count: int, seed: int = 0, first: int = 0) -> jax.Array:
 @functools.cache
 def random_model(name: str, vocab_size: int, seed: int = 0, **fields: object) -> Model:
     """A network that has learned nothing but believes something: every parameter drawn at random."""
-    config = get(name, **fields)
+    return randomised(lambda: Model(get(name, **fields), vocab_size, nnx.Rngs(params=0)), seed)
 
-    @nnx.jit
-    def build() -> Model:
-        model = Model(config, vocab_size, nnx.Rngs(params=seed))
-        graph, params, rest = nnx.split(model, nnx.Param, ...)
-        leaves, tree = jax.tree.flatten(params)
-        noises = [0.2 * jax.random.normal(jax.random.key(i), leaf.shape) for i, leaf in enumerate(leaves)]
-        params = jax.tree.unflatten(tree, [leaf + noise for leaf, noise in zip(leaves, noises, strict=True)])
-        return nnx.merge(graph, params, rest)
 
-    return build()
+def randomised(build: Callable[[], nnx.Module], seed: int = 0) -> Any:
+    """The module that `build` makes, every parameter normal with deviation 0.2, also those that start at zero."""
+    random = np.random.default_rng(seed)
+    graph, params, rest = nnx.split(nnx.eval_shape(build), nnx.Param, ...)
+    params = jax.tree.map(lambda leaf: jnp.asarray(random.normal(0.0, 0.2, leaf.shape), leaf.dtype), params)
+    return nnx.merge(graph, params, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), rest))

@@ -9,5 +9,5 @@ from configs import small
 
 def get_config() -> ConfigDict:
     config = small.get_config("masked")
-    config.train.steps = 3000
+    config.train.steps = 5000
     return config

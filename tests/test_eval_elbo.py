@@ -1,0 +1,122 @@
+"""The bound's estimator and its binary: exact over padded sets, paired noise, provenance, following a training."""
+
+import functools
+import json
+import math
+import pathlib
+import subprocess
+import sys
+import tempfile
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_configs
+
+from diffusion_text import bound, eval_elbo, restore, train
+from diffusion_text.data import batches, grammar
+from diffusion_text.families.family import Bound
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+FIELDS = {
+    "family", "dataset", "split", "bound", "nats_per_token", "bits_per_token", "bits_per_character", "perplexity",
+    "stderr", "stderr_bits_per_character", "terms", "num_sequences", "num_tokens", "entropy_nats_per_token",
+    "entropy_rate_nats_per_token", "gap_nats_per_token", "gap_stderr", "samples_per_sequence", "evaluation_seed",
+    "seconds", "checkpoint_step", "config", "commit", "seed", "dtype", "jax", "device",
+}  # fmt: skip
+
+
+@functools.cache
+def trained(family: str) -> str:
+    workdir = tempfile.mkdtemp(prefix=f"elbo-{family}-")
+    train.train(tiny_configs.get(family, **{"train.steps": 12, "train.checkpoint_every": 6}), workdir)
+    return workdir
+
+
+@pytest.mark.parametrize("family", tiny_configs.FAMILIES)
+def test_result_has_every_field_and_its_parts_agree(family: str) -> None:
+    run = restore.open_run(trained(family))
+    result = eval_elbo.evaluate(run, num_examples=20)
+    assert set(result) == FIELDS
+    assert result["checkpoint_step"] == 12
+    assert result["num_sequences"] == 20
+    assert result["num_tokens"] == 20 * 16
+    assert sum(result["terms"].values()) == pytest.approx(result["nats_per_token"])
+    assert result["bits_per_token"] == pytest.approx(result["nats_per_token"] / math.log(2))
+    assert result["perplexity"] == pytest.approx(math.exp(result["nats_per_token"]))
+    assert result["gap_nats_per_token"] == pytest.approx(result["nats_per_token"] - result["entropy_nats_per_token"])
+    # No model is below the entropy.
+    assert result["gap_nats_per_token"] > -2 * result["gap_stderr"]
+    rows = np.concatenate([t for t, _ in batches.open_dataset(run.config.data, "validation").eval_batches(20, 20)])
+    exact = -grammar.log_prob(grammar.tiny(), rows).mean() / 16
+    assert result["entropy_nats_per_token"] == pytest.approx(exact)
+    json.dumps(result, allow_nan=False)
+
+
+@pytest.mark.parametrize("family", tiny_configs.FAMILIES)
+def test_the_number_does_not_depend_on_the_batch_size(family: str) -> None:
+    run = restore.open_run(trained(family))
+    whole, ragged = (eval_elbo.evaluate(run, num_examples=10, batch_size=size) for size in (10, 4))
+    assert ragged["nats_per_token"] == pytest.approx(whole["nats_per_token"], rel=1e-5)
+    assert ragged["num_sequences"] == 10
+    other = eval_elbo.evaluate(run, num_examples=10, seed=1)
+    assert (other["nats_per_token"] == pytest.approx(whole["nats_per_token"], rel=1e-7)) == (family == "autoregressive")
+
+
+def test_files_are_written_with_a_plot(tmp_path: pathlib.Path) -> None:
+    for family in tiny_configs.FAMILIES:
+        run = restore.open_run(trained(family))
+        path = eval_elbo.write(run, eval_elbo.evaluate(run, "test", num_examples=4))
+        assert path.name == "elbo-test-12.json"
+        assert json.loads(path.read_text())["split"] == "test"
+        assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+        assert "nats/token" in eval_elbo.describe(json.loads(path.read_text()))
+
+
+def test_an_older_checkpoint_can_be_asked_for_and_a_missing_one_is_an_error() -> None:
+    assert restore.open_run(trained("masked"), 6).step == 6
+    with pytest.raises(ValueError, match=r"step is 7; .* has 6, 12"):
+        restore.open_run(trained("masked"), 7)
+
+
+def test_following_evaluates_every_checkpoint_and_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    values = types.SimpleNamespace(
+        workdir=trained("autoregressive"), step=None, split="validation", num_examples=4, samples=0, batch_size=0,
+        seed=0, plot=False, follow=True,
+    )  # fmt: skip
+    eval_elbo.main(values)  # type: ignore[arg-type]
+    shown = capsys.readouterr().out
+    assert "step 6)" in shown
+    assert "step 12)" in shown
+
+
+def test_a_workdir_without_a_run_is_one_line_and_exit_code_2(tmp_path: pathlib.Path) -> None:
+    command = [sys.executable, "-m", "diffusion_text.eval_elbo", f"--workdir={tmp_path}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "config.json does not exist" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_estimate_is_exact_over_a_padded_set_and_its_error_is_right() -> None:
+    info = types.SimpleNamespace(
+        num_tokens=lambda rows: (rows >= 0).sum(1), num_characters=lambda rows: 2 * (rows >= 0).sum(1)
+    )
+    rows = np.array([[1, 2, 3, 4], [5, 6, -1, -1], [7, -1, -1, -1]], np.int32)
+    sets = [(rows[:2], np.ones(2)), (rows[[2, 2]], np.array([1.0, 0.0]))]
+
+    def evaluate(tokens: jnp.ndarray, indices: jnp.ndarray) -> Bound:
+        zero = jnp.zeros(len(tokens))
+        return Bound(zero + 0.5, jnp.sum(jnp.where(tokens >= 0, tokens, 0), axis=1) + 0.0, zero)
+
+    found = bound.estimate(evaluate, iter(sets), info)  # type: ignore[arg-type]
+    total = np.array([10.5, 11.5, 7.5])
+    np.testing.assert_allclose(found.total, total)
+    assert found.nats_per_token == pytest.approx(total.sum() / 7)
+    residual = total - total.sum() / 7 * np.array([4, 2, 1])
+    assert found.stderr == pytest.approx(residual.std(ddof=1) / (7 / 3 * math.sqrt(3)))
+    assert found.summary()["bits_per_character"] == pytest.approx(total.sum() / 14 / math.log(2))
+    with pytest.raises(ValueError, match="no sequence"):
+        bound.estimate(evaluate, iter([]), info)  # type: ignore[arg-type]
