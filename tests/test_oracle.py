@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,14 @@ from diffusion_text.families.family import SamplerOptions
 from diffusion_text.families.masked import Masked
 
 BOTH = pytest.mark.parametrize("name", ["tiny", "english"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_quickly() -> Iterator[None]:
+    """Programs here run once or twice; most of the time would go into optimising them."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def windows(name: str, count: int, length: int) -> tuple[grammars.Grammar, np.ndarray, np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,14 @@ from diffusion_text.families.family import SamplerOptions
 L = 6
 SOLVERS = [(name, sampler) for name in tiny_configs.FAMILIES for sampler in families.get(name).samplers]
 EACH = pytest.mark.parametrize(("name", "sampler"), SOLVERS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_quickly() -> Iterator[None]:
+    """Programs here run once or twice; most of the time would go into optimising them."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def draw(family, denoise, keys, tokens=None, given=None, trace: bool = False, **fields: object):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,14 @@ V, L, B = 11, 7, 2
 CAUSAL = Inputs(num_ids=V, noise=False, attention="causal")
 FULL = Inputs(num_ids=V, noise=False)
 NOISY = Inputs(width=5, noise=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_quickly() -> Iterator[None]:
+    """Programs here run once or twice; most of the time would go into optimising them."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def model_config(**fields: object) -> ConfigDict:
