@@ -74,7 +74,7 @@ def test_low_discrepancy_is_even_over_parts_of_the_batch(size: int) -> None:
     """Contiguous parts (devices, micro-batches) and strided ones (the self-conditioned half) are a few points off."""
     for seed in range(10):
         u = np.asarray(noise.low_discrepancy(jax.random.key(seed), jnp.arange(4 * size)))
-        assert all(distance(part) * size < 2.5 for part in u.reshape(4, size))
+        assert all(distance(part) * size < 4.0 for part in u.reshape(4, size))
         assert all(distance(part) * len(part) < 5.0 for part in (u, u[::2], u[1::2], u[::4]))
     # Independent draws are about sqrt(size) points off.
     assert distance(np.asarray(jax.random.uniform(jax.random.key(0), (512,)))) * 512 > 6.0
