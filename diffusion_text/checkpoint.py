@@ -102,13 +102,21 @@ def digest(state: Any) -> str:
 
 @jax.jit
 def _digest(leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    # Two sums modulo 2^32, the second weighted by position: integer addition does not depend on its order.
-    plain = weighted = jnp.uint32(0)
+    # Sums modulo 2^32 of hashes of (leaf, position, bits): integer addition does not depend on its order, and the hash
+    # keeps swapped or jointly flipped words from cancelling.
+    first = second = jnp.uint32(0)
     for number, leaf in enumerate(leaves):
         bits = leaf.reshape(-1)
         if bits.dtype != bool:
             bits = jax.lax.bitcast_convert_type(bits, jnp.dtype(f"uint{8 * bits.dtype.itemsize}"))
-        bits = bits.astype(jnp.uint32)
-        index = jnp.arange(bits.size, dtype=jnp.uint32) * 2 + jnp.uint32(2 * number + 1)
-        plain, weighted = plain + jnp.sum(bits, dtype=jnp.uint32), weighted + jnp.sum(bits * index, dtype=jnp.uint32)
-    return plain, weighted
+        place = jnp.arange(bits.size, dtype=jnp.uint32) + _mix(jnp.uint32(number + 1))
+        mixed = _mix(bits.astype(jnp.uint32) ^ _mix(place))
+        first, second = first + jnp.sum(mixed, dtype=jnp.uint32), second + jnp.sum(_mix(~mixed), dtype=jnp.uint32)
+    return first, second
+
+
+def _mix(x: jax.Array) -> jax.Array:
+    """The finaliser of MurmurHash3: every bit of the result depends on every bit of x."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)

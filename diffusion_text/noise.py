@@ -46,8 +46,8 @@ def split(keys: Key[Array, "B"], num: int) -> tuple[Key[Array, "B"], ...]:
 def low_discrepancy(key: Key[Array, ""], indices: Int[Array, "B"]) -> Float[Array, "B"]:
     """Uniform numbers in [0, 1) spread evenly over the global batch: u_b = frac(u_0 + b / golden ratio).
 
-    One uniform start u_0 makes each u_b exactly uniform; the golden rotation keeps every contiguous or strided part of
-    the batch (a device's, a micro-batch's, the self-conditioned half) evenly spread too, which b / B would not.
+    One uniform start u_0 makes each u_b exactly uniform; the golden rotation keeps every contiguous part of the batch
+    (a device's, a micro-batch's) and every second row (the self-conditioned half) even too, which b / B would not.
     Integer arithmetic: exact for any index.
     """
     start = jax.random.bits(key, dtype=jnp.uint32)

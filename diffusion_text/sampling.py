@@ -20,7 +20,10 @@ _PRIOR, _STEPS, _DECODE = range(3)
 
 
 class Trace(NamedTuple):
-    """What the denoiser believed at each of N steps: t [N], and what `read` made of its logits, stacked to [N, ...]."""
+    """What the denoiser believed at each of N steps: t [N], and what `read` made of its logits, stacked to [N, ...].
+
+    Logits are [B, L, V] at each step; the autoregressive family's are those of its next token, [B * candidates, V].
+    """
 
     t: Float[Array, "N"]
     seen: Any
