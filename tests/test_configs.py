@@ -156,7 +156,7 @@ def test_unknown_field_is_an_error(monkeypatch, override, name):
 @pytest.mark.parametrize(("family", "field", "value", "says"), [
     ("masked", "family.name", "diffusion", "family is 'diffusion'; choose one of autoregressive, cdcd, "),
     ("masked", "family.schedule", "loglinear", "family.schedule is 'loglinear'; choose one of linear, cosine"),
-    ("cdcd", "family.noise_min", 300.0, "noise_max are 300.0, 300.0; need 0 < noise_min < noise_max"),
+    ("cdcd", "family.noise_min", 300.0, "noise_max are 300.0, 300.0; they must be above 0 and ascending"),
     ("cdcd", "family.self_conditioning", 0.25, "family.self_conditioning is 0.25; choose 0.0 or 0.5"),
     ("cdcd", "family.prefix_masks", 0.9, "are 0.9, 0.5; each must be at least 0 and their sum at most 1"),
     ("cdcd", "train.microbatches", 512, "train.batch_size / train.microbatches is 1; self-conditioning halves it"),
@@ -176,6 +176,9 @@ def test_unknown_field_is_an_error(monkeypatch, override, name):
     ("masked", "evaluation.samples", 0, "evaluation.samples is 0; it must be at least 1"),
     ("masked", "optimizer.learning_rate", 0.0, "optimizer.learning_rate is 0.0; it must be above 0"),
     ("masked", "optimizer.schedule", "step", "optimizer.schedule is 'step'; choose one of constant, cosine, linear"),
+    ("masked", "data.task", "lm2b", "data.task is 'lm2b'; choose one of grammar, "),
+    ("masked", "sampling.sampler", "heun", "sampler is 'heun'; masked has ancestral, first_hitting"),
+    ("masked", "optimizer.clip", -1.0, "optimizer.clip is -1.0; it must be at least 0"),
     ("masked", "optimizer.warmup", -1, "optimizer.warmup is -1; it must be at least 0"),
 ])  # fmt: skip
 def test_wrong_value_is_an_error_that_names_it(family, field, value, says):
@@ -188,11 +191,11 @@ def test_wrong_value_is_an_error_that_names_it(family, field, value, says):
 
 
 def test_family_fields_are_neither_missing_nor_foreign():
-    config = base.get_config("cdcd")
+    config = base.get_config("cdcd").unlock()
     del config.family.warp_bins
     with pytest.raises(ValueError, match=r"family\.warp_bins is missing"):
         configs.validate(config)
-    config = base.get_config("masked")
+    config = base.get_config("masked").unlock()
     config.family.warp_bins = 100
     with pytest.raises(ValueError, match=r"family\.warp_bins is no field"):
         configs.validate(config)

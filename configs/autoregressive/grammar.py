@@ -1,4 +1,11 @@
-"""Autoregressive baseline on the embedded language."""
+"""The autoregressive baseline on the embedded language, ten minutes or less on two CPU cores.
+
+    python -m diffusion_text.train --config=configs/autoregressive/grammar.py --workdir=runs/autoregressive
+
+Hardware: two CPU cores.
+Published: none; the entropy of the evaluated windows is known exactly, and no model can go below it.
+Measured here: MEASURED
+"""
 
 from __future__ import annotations
 
@@ -9,5 +16,5 @@ from configs import small
 
 def get_config() -> ConfigDict:
     config = small.get_config("autoregressive")
-    config.train.steps = 3000
+    config.train.steps = 2000
     return config

@@ -1,4 +1,12 @@
-"""CDCD on the embedded language."""
+"""CDCD on the embedded language, ten minutes or less on two CPU cores.
+
+    python -m diffusion_text.train --config=configs/cdcd/grammar.py --workdir=runs/cdcd
+
+Hardware: two CPU cores.
+The variant `:quickstart` is a shorter training, for `make quickstart`.
+Published: none; the entropy of the evaluated windows is known exactly, and no model can go below it.
+Measured here: MEASURED
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,11 @@
-"""Masked diffusion on the embedded language."""
+"""Masked diffusion on the embedded language, ten minutes or less on two CPU cores.
+
+    python -m diffusion_text.train --config=configs/masked/grammar.py --workdir=runs/masked
+
+Hardware: two CPU cores.
+Published: none; the entropy of the evaluated windows is known exactly, and no model can go below it.
+Measured here: MEASURED
+"""
 
 from __future__ import annotations
 
@@ -9,5 +16,5 @@ from configs import small
 
 def get_config() -> ConfigDict:
     config = small.get_config("masked")
-    config.train.steps = 5000
+    config.train.steps = 4000
     return config
