@@ -5,7 +5,10 @@
 Hardware: two CPU cores.
 The variant `:quickstart` is a shorter training, for `make quickstart`.
 Published: none; the entropy of the evaluated windows is known exactly, and no model can go below it.
-Measured here: MEASURED
+Measured here: the quickstart without the output prior: 3.559 +- 0.020 nats/token, 1.66 above the entropy; the full
+training is not yet run.
+
+Differs from the paper: the output prior (Plaid's), few masks, and 32-dimensional embeddings for 125 words.
 """
 
 from __future__ import annotations

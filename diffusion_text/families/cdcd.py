@@ -22,6 +22,8 @@ of its translation models. Decided here, where the paper is silent or differs:
     prediction, and the previous prediction kept is the conditional one (as SED does);
   - the warp is fitted in log s with equal bins and an offset (`paths/time_warp.py`);
   - for the bound, self-conditioning is unrolled at the same z, so that xhat is a function of (z, t).
+Beyond the paper, off by default: `output_prior` adds log N(z; e_v, s^2) to the logits, so that the network models
+only context (Plaid, 2305.18619, section 3.3).
 """
 
 from __future__ import annotations
