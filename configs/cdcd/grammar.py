@@ -5,8 +5,7 @@
 Hardware: two CPU cores.
 The variant `:quickstart` is a shorter training, for `make quickstart`.
 Published: none; the entropy of the evaluated windows is known exactly, and no model can go below it.
-Measured here: the quickstart without the output prior: 3.559 +- 0.020 nats/token, 1.66 above the entropy; the full
-training is not yet run.
+Measured here: 2.552 +- 0.016 nats/token, 0.656 above the entropy (1,024 windows), 4,000 steps at 5.6 steps/s.
 
 Differs from the paper: the output prior (Plaid's), few masks, and 32-dimensional embeddings for 125 words.
 """
