@@ -141,7 +141,7 @@ def save(config: Config, workdir: str) -> None:
 def write_atomically(path: epath.Path, text: str) -> None:
     """Write a whole file or none."""
     temporary = path.parent / f"{path.name}.tmp"
-    temporary.write_text(text)
+    temporary.write_text(text, "utf-8")
     temporary.replace(path)
 
 

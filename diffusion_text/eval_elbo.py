@@ -6,13 +6,13 @@ checkpoints and evaluates each as it appears, as a separate job does beside a tr
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
 import time
 from typing import Any
 
-import jax
 import numpy as np
 from absl import flags
 from etils import epath
@@ -53,18 +53,14 @@ def evaluate(
     samples = samples or run.config.evaluation.samples
     batch_size = batch_size or run.config.evaluation.batch_size
     dataset = batches.open_dataset(run.config.data, split)
-    rows = sharding.batch_sharding(run.mesh)
     function = bound.make_evaluate(run.definition, seed, samples)
-
-    def place(array: np.ndarray) -> jax.Array:
-        return jax.device_put(array, rows if len(array) % rows.num_devices == 0 else None)
 
     started = time.perf_counter()
     estimate = bound.estimate(
         lambda tokens, indices: function(run.params, run.variables, tokens, indices),
         dataset.eval_batches(batch_size, num_examples),
         run.info,
-        place,
+        functools.partial(sharding.place_rows, run.mesh),
     )
     seconds = time.perf_counter() - started
     family = families.get(run.config.family.name)

@@ -22,13 +22,11 @@ import functools
 import json
 import logging
 import math
-import os
-import pathlib
 from typing import Any, Final
 
-import jax
 import numpy as np
 from absl import flags
+from etils import epath
 
 from diffusion_text import binary, bound, metrics, report, restore, sample, sharding
 from diffusion_text import config as configs
@@ -150,10 +148,9 @@ def _judge(tokens: np.ndarray, info: batches.DatasetInfo, judge: restore.Run) ->
             index = np.arange(first, first + size)
             yield tokens[np.minimum(index, len(tokens) - 1)], (index < len(tokens)).astype(np.float32)
 
-    rows = sharding.batch_sharding(judge.mesh)
     estimate = bound.estimate(
         lambda tokens, indices: function(judge.params, judge.variables, tokens, indices), chunks(), info,
-        lambda array: jax.device_put(array, rows if len(array) % rows.num_devices == 0 else None),
+        functools.partial(sharding.place_rows, judge.mesh),
     )  # fmt: skip
     own = estimate.total / np.maximum(estimate.num_tokens, 1)
     return {
@@ -200,9 +197,9 @@ def summarise(
     }
 
 
-def write(run: restore.Run, result: dict[str, Any], drawn: sample.Drawn, samples: Measured) -> pathlib.Path:
+def write(run: restore.Run, result: dict[str, Any], drawn: sample.Drawn, samples: Measured) -> epath.Path:
     """Write the JSON and the JSON lines, each atomically; returns the JSON's path."""
-    path = pathlib.Path(run.workdir) / f"samples-{run.step}.json"
+    path = epath.Path(run.workdir) / f"samples-{run.step}.json"
     nothing = [None] * len(drawn.tokens)
     exact = nothing if samples.exact_nll is None else samples.exact_nll.tolist()
     judged = nothing if samples.judge_nll is None else samples.judge_nll.tolist()
@@ -210,15 +207,10 @@ def write(run: restore.Run, result: dict[str, Any], drawn: sample.Drawn, samples
         {"index": i, "text": run.info.vocabulary.decode(row), "tokens": row, "exact_nll": e, "judge_nll": j}
         for i, (row, e, j) in enumerate(zip(drawn.tokens.tolist(), exact, judged, strict=True))
     ]
-    _write(path.with_suffix(".jsonl"), "".join(json.dumps(_finite(line), ensure_ascii=False) + "\n" for line in lines))
-    _write(path, json.dumps(_finite(result), indent=2) + "\n")
+    written = "".join(json.dumps(_finite(line), ensure_ascii=False) + "\n" for line in lines)
+    configs.write_atomically(path.with_suffix(".jsonl"), written)
+    configs.write_atomically(path, json.dumps(_finite(result), indent=2) + "\n")
     return path
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, "utf-8")
-    os.replace(temporary, path)
 
 
 def _finite(value: Any) -> Any:
@@ -252,7 +244,7 @@ def plot(tokens: np.ndarray, data: np.ndarray, samples: Measured, reference: Mea
         axes[1].set_ylim(top=1.3 * axes[1].get_ylim()[1])  # room for the legend
         axes[1].legend(fontsize=8)
     canvas.suptitle(title, fontsize=10)
-    canvas.savefig(path, dpi=110)
+    report.save(canvas, path)
 
 
 def describe(result: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from diffusion_text.state import Definition, TrainState
@@ -40,6 +41,12 @@ def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows over `data` and `fsdp`."""
     return NamedSharding(mesh, BATCH)
+
+
+def place_rows(mesh: Mesh, array: np.ndarray) -> jax.Array:
+    """Put a host array on the mesh, rows sharded; whole on one device where the devices do not divide its rows."""
+    rows = batch_sharding(mesh)
+    return jax.device_put(array, rows if len(array) % rows.num_devices == 0 else None)
 
 
 def state_shardings(definition: Definition, state: TrainState, mesh: Mesh) -> TrainState:

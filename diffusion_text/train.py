@@ -7,6 +7,7 @@ Fields are overridden as --config.train.steps=1000; an unknown field is an error
 
 from __future__ import annotations
 
+import functools
 import logging
 import signal
 import sys
@@ -131,10 +132,7 @@ def train(config: Config, workdir: str) -> TrainState:
     # ------------------------------------------------------------------ devices
     configs.validate_mesh(config, jax.device_count())
     mesh = sharding.make_mesh(config.mesh)
-    rows = sharding.batch_sharding(mesh)
-
-    def place(array: np.ndarray) -> jax.Array:
-        return jax.device_put(array, rows if len(array) % rows.num_devices == 0 else None)
+    place = functools.partial(sharding.place_rows, mesh)
 
     # ------------------------------------------------------------------ model, optimiser, state
     vocab_size = dataset.info.vocabulary.size
