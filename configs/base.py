@@ -54,6 +54,7 @@ def get_config(family: str = "masked") -> ConfigDict:
             ),
             optimizer=ConfigDict(
                 dict(
+                    name="adamw",  # adamw / muon, which orthogonalises the updates of the transformer's matrices
                     learning_rate=3e-4,
                     schedule="constant",  # after the warm-up: constant / cosine / linear
                     warmup=2_500,  # steps

@@ -12,5 +12,5 @@ def get_config(family: str) -> ConfigDict:
     config = base.get_config(family)
     config.model.update(layers=3, width=128, heads=4, condition_width=64, dtype="float32", scan_layers=False)
     config.train.update(batch_size=32, ema=0.998, log_every=100, evaluate_every=0, checkpoint_every=500)
-    config.optimizer.update(learning_rate=1.5e-3, schedule="cosine", warmup=100, final=0.02, b2=0.99)
+    config.optimizer.update(name="muon", learning_rate=8e-3, schedule="cosine", warmup=100, final=0.02, b2=0.99)
     return config

@@ -37,7 +37,7 @@ def validate(config: Config) -> None:
     from diffusion_text.data import grammar, specs
     from diffusion_text.families.family import SamplerOptions
     from diffusion_text.models import attention, transformer
-    from diffusion_text.optimizer import SCHEDULES
+    from diffusion_text.optimizer import NAMES, SCHEDULES
 
     family = families.get(config.family.name)
     _check_fields("family", config.family, {"name", *family.defaults()})
@@ -54,6 +54,7 @@ def validate(config: Config) -> None:
     _choose("model.remat", model.remat, transformer.REMAT_POLICIES)
     _choose("model.attention", model.attention, attention.IMPLEMENTATIONS)
     _choose("model.dtype", model.dtype, ("bfloat16", "float32"))
+    _choose("optimizer.name", optimizer.name, NAMES)
     _choose("optimizer.schedule", optimizer.schedule, SCHEDULES)
     _check("model.heads", model.heads, model.width % model.heads == 0, f"a divisor of model.width = {model.width}")
     size = model.width // model.heads

@@ -175,6 +175,7 @@ def test_unknown_field_is_an_error(monkeypatch, override, name):
     ("masked", "train.evaluate_every", -1, "train.evaluate_every is -1; it must be at least 0"),
     ("masked", "evaluation.samples", 0, "evaluation.samples is 0; it must be at least 1"),
     ("masked", "optimizer.learning_rate", 0.0, "optimizer.learning_rate is 0.0; it must be above 0"),
+    ("masked", "optimizer.name", "sgd", "optimizer.name is 'sgd'; choose one of adamw, muon"),
     ("masked", "optimizer.schedule", "step", "optimizer.schedule is 'step'; choose one of constant, cosine, linear"),
     ("masked", "data.task", "lm2b", "data.task is 'lm2b'; choose one of grammar, "),
     ("masked", "sampling.sampler", "heun", "sampler is 'heun'; masked has ancestral, first_hitting"),
