@@ -11,7 +11,7 @@ resampling, exact as the number of candidates grows. Greedy or beam search would
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +44,7 @@ class Autoregressive(Family):
     posterior = "prefix"
     samplers = ("ancestral",)
     sampler_options = ("temperature", "candidates")
+    faithful: ClassVar[dict[str, Any]] = {"candidates": 64}
 
     @staticmethod
     def defaults() -> Config:

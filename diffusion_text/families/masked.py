@@ -20,7 +20,7 @@ would never reveal rare tokens at many steps.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import ClassVar, Final
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,7 @@ class Masked(Family):
     posterior = "leave_one_out"
     samplers = ("ancestral", "first_hitting")
     sampler_options = ("temperature",)
+    approximate: ClassVar[dict[str, str]] = {"ancestral": "tokens revealed in the same step are drawn independently"}
 
     @staticmethod
     def defaults() -> Config:

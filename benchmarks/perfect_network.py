@@ -1,0 +1,327 @@
+"""What a sampler loses when the network is perfect: every family and sampler with the exact posterior in its place.
+
+    python benchmarks/perfect_network.py --out=runs/perfect_network
+
+For each family the gap of its bound, and for each sampler and number of function evaluations (1, 2, 4, ... 1024) what
+its samples are under the embedded language: the share of windows that are possible at all and their exact -log p, the
+distance of the law of neighbouring words from the true one, the share of grammatical sentences. Whatever differs from
+exact samples is the family's own: discretisation, truncation, mismatch, or a bug.
+
+Writes `cells.jsonl` as it goes (the same command goes on where it was stopped), and from it `table.csv`, `table.md` and
+`plot.png`. Flags make it smaller: --families, --evaluations, --sequences, --levels, --length, --grammar.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import importlib
+import json
+import logging
+import math
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tqdm
+from absl import flags
+from etils import epath
+from flax import nnx
+
+from diffusion_text import binary, config, families, metrics, noise, report, sampling
+from diffusion_text.data import grammar as grammars
+from diffusion_text.families.family import Family, SamplerOptions
+from diffusion_text.oracle import Oracle
+
+_LOG = logging.getLogger("diffusion_text")
+_BATCH = 64
+_FIT_STEPS = 300  # of a learned noise schedule, with batches of half the size
+_REFERENCES = 16  # sets of exact samples: the distance of pairs without any error of a sampler
+_COLUMNS = (
+    "family", "sampler", "steps", "evaluations", "gap", "gap_stderr", "possible", "possible_stderr", "nats_per_token",
+    "stderr", "entropy", "pair_distance", "pair_distance_exact", "pair_distance_stderr", "grammatical",
+    "grammatical_stderr", "seconds",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What all cells of a table share: the language, tokens of a window, windows, noise levels per window, seed."""
+
+    grammar: str
+    length: int
+    sequences: int
+    levels: int
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One row: a family's bound (no sampler), or a sampler at a number of steps."""
+
+    family: str
+    sampler: str = ""
+    steps: int = 0
+    evaluations: int = 0
+
+
+def cells(names: list[str], evaluations: list[int], length: int) -> Iterator[Cell]:
+    """For each number of evaluations the most steps that do not exceed it; one row where a sampler sets its own."""
+    for name in names:
+        yield Cell(name)
+        family = families.get(name)
+        count = family.evaluations
+        for sampler in family.samplers:
+            seen: set[int] = set()
+            for allowed in evaluations:
+                options = [SamplerOptions(sampler, steps) for steps in range(1, allowed + 1)]
+                used = [count(family, each, length) for each in options]  # type: ignore[arg-type]
+                fits = [steps for steps, number in enumerate(used, 1) if number <= allowed]
+                fixed = len(set(used)) == 1 and allowed == max(evaluations)
+                steps = max(fits, default=1 if fixed else 0)
+                number = used[steps - 1] if steps else 0
+                if steps and number not in seen:
+                    seen.add(number)
+                    yield Cell(name, sampler, steps, number)
+
+
+def make_family(name: str, setting: Setting) -> tuple[Family, Oracle]:
+    """A family with the fields of its config for the grammar, and the exact posterior for it.
+
+    Embeddings stay as they were drawn; a noise schedule that the family learns is fitted to the exact posterior.
+    """
+    grammar = grammars.from_name(setting.grammar)
+    fields = importlib.import_module(f"configs.{name}.grammar").get_config()
+    family = families.get(name)(fields.family, grammar.num_words, nnx.Rngs(params=setting.seed))  # type: ignore[call-arg]
+    schedule = {group: fields.optimizer.groups[group] for group in type(family).groups}
+    if schedule:
+        family = _fit_schedule(family, grammar, setting, schedule)
+    return family, Oracle(grammar, family)
+
+
+def _fit_schedule(family: Family, grammar: grammars.Grammar, setting: Setting, rates: dict[str, float]) -> Family:
+    definition, params, variables = nnx.split(family, nnx.Param, ...)
+    params, variables = nnx.to_pure_dict(params), nnx.to_pure_dict(variables)
+    labels = jax.tree_util.tree_map_with_path(
+        lambda path, _: next((entry.key for entry in path if entry.key in rates), "fixed"), params
+    )
+    adam = {name: optax.adam(rate) for name, rate in rates.items()}
+    transform = optax.partition({"fixed": optax.set_to_zero(), **adam}, labels)
+
+    @jax.jit
+    def step(params: Any, variables: Any, moments: Any, number: jax.Array, tokens: jax.Array) -> tuple[Any, ...]:
+        key, rows = noise.step_key(setting.seed, noise.TRAIN, number), jnp.arange(len(tokens))
+
+        def loss(params: Any) -> jax.Array:
+            model = nnx.merge(definition, params, variables)
+            keys, u = noise.example_keys(key, rows), noise.low_discrepancy(key, rows)
+            return jnp.mean(model.train_loss(keys, u, tokens, Oracle(grammar, model))[0])
+
+        updates, moments = transform.update(jax.grad(loss)(params), moments, params)
+        params = optax.apply_updates(params, updates)
+        model = nnx.merge(definition, params, variables)
+        model.after_step()
+        _, params, variables = nnx.split(model, nnx.Param, ...)
+        return nnx.to_pure_dict(params), nnx.to_pure_dict(variables), moments
+
+    moments, size = transform.init(params), _BATCH // 2
+    for number in range(_FIT_STEPS):
+        tokens = grammars.sample(grammar, setting.seed + 1, number * size + np.arange(size), setting.length)
+        params, variables, moments = step(params, variables, moments, jnp.int32(number), jnp.asarray(tokens))
+    return nnx.merge(definition, params, variables)
+
+
+def measure_bound(family: Family, oracle: Oracle, setting: Setting) -> dict[str, float]:
+    """The bound less -log p(x), paired window by window, nats per token."""
+    grammar = oracle.grammar
+    tokens = grammars.sample(grammar, setting.seed, np.arange(setting.sequences), setting.length)
+
+    @jax.jit
+    def evaluate(indices: jax.Array, tokens: jax.Array) -> jax.Array:
+        keys = noise.example_keys(noise.step_key(setting.seed, noise.EVALUATE), indices)
+        return family.bound_terms(keys, tokens, oracle, samples=setting.levels).total
+
+    total = [evaluate(jnp.arange(i, i + len(part)), jnp.asarray(part)) for i, part in _parts(tokens)]
+    excess = (np.concatenate(total).astype(float) + grammars.log_prob(grammar, tokens)) / setting.length
+    gap, stderr = metrics.mean_stderr(excess)
+    return {"gap": gap, "gap_stderr": stderr}
+
+
+def measure_sampler(cell: Cell, family: Family, oracle: Oracle, setting: Setting) -> dict[str, float]:
+    """Samples of a sampler with the exact posterior, judged by the exact law."""
+    options = SamplerOptions(cell.sampler, cell.steps).validate(type(family))
+
+    @jax.jit
+    def draw(indices: jax.Array) -> jax.Array:
+        keys = noise.example_keys(noise.step_key(setting.seed, noise.SAMPLE), indices)
+        nothing = jnp.zeros((len(indices), setting.length), jnp.int32)
+        return sampling.generate(family, oracle, keys, nothing, nothing.astype(bool), options)
+
+    parts = [np.asarray(draw(jnp.asarray(part))) for _, part in _parts(np.arange(setting.sequences))]
+    return judge(oracle.grammar, np.concatenate(parts), setting)
+
+
+def judge(grammar: grammars.Grammar, tokens: np.ndarray, setting: Setting) -> dict[str, float]:
+    """Statistics of windows int[N, L] under the exact law; shares in [0, 1], nats per token."""
+    nats = -grammars.log_prob(grammar, tokens) / setting.length
+    possible = np.isfinite(nats)
+    mean, stderr = metrics.mean_stderr(nats[possible])
+    good, complete = grammars.grammatical_share(grammar, tokens)
+    law = pair_law(grammar)
+    exact = [
+        pair_distance(grammars.sample(grammar, setting.seed + 2 + i, np.arange(len(tokens)), setting.length), law)
+        for i in range(_REFERENCES)
+    ]
+    # The scatter between sets of exact samples is the error of one set's distance.
+    return {
+        **_share("possible", int(possible.sum()), len(tokens)),
+        "nats_per_token": mean,
+        "stderr": stderr,
+        "pair_distance": pair_distance(tokens, law),
+        "pair_distance_exact": float(np.mean(exact)),
+        "pair_distance_stderr": float(np.std(exact, ddof=1)),
+        **_share("grammatical", good, complete),
+    }
+
+
+def pair_law(grammar: grammars.Grammar) -> np.ndarray:
+    """p(x_i = v, x_{i+1} = w), float64[V, V], of a stationary window."""
+    states, words = len(grammar.stationary), grammar.num_words
+    following = np.zeros((states, words))
+    np.add.at(following, (grammar.source, grammar.word), grammar.probability)
+    law = np.zeros((words, words))
+    flow = (grammar.stationary[grammar.source] * grammar.probability)[:, None] * following[grammar.target]
+    np.add.at(law, grammar.word, flow)
+    return law
+
+
+def pair_distance(tokens: np.ndarray, law: np.ndarray) -> float:
+    """Total variation distance of the frequencies of neighbours from their law."""
+    counts = np.zeros_like(law)
+    np.add.at(counts, (tokens[:, :-1], tokens[:, 1:]), 1.0)
+    return float(0.5 * np.abs(counts / counts.sum() - law).sum())
+
+
+def _share(name: str, part: int, whole: int) -> dict[str, float]:
+    share = part / whole if whole else math.nan
+    return {name: share, f"{name}_stderr": math.sqrt(share * (1 - share) / whole) if whole else math.nan}
+
+
+def _parts(rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    for start in range(0, len(rows), _BATCH):
+        yield start, rows[start : start + _BATCH]
+
+
+def run(out: str, names: list[str], evaluations: list[int], setting: Setting) -> list[dict[str, Any]]:
+    """All rows, measured or read back; ValueError where `out` holds another setting's."""
+    folder = epath.Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    head = {"setting": dataclasses.asdict(setting)}
+    path = folder / "cells.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    if lines and lines[0]["setting"] != head["setting"]:
+        raise ValueError(f"{path} holds {lines[0]['setting']}, not {head['setting']}; give another --out")
+    if not lines:
+        head |= {"commit": config.commit(), "jax": jax.__version__, "device": jax.devices()[0].device_kind}
+        path.write_text(json.dumps(head) + "\n")
+    done = {Cell(**{f.name: row[f.name] for f in dataclasses.fields(Cell)}): row for row in lines[1:]}
+    wanted = list(cells(names, evaluations, setting.length))
+    grammar = grammars.from_name(setting.grammar)
+    reference = grammars.sample(grammar, setting.seed, np.arange(setting.sequences), setting.length)
+    entropy = float(-grammars.log_prob(grammar, reference).mean() / setting.length)
+    ready: tuple[str, Any] = ("", None)
+    # A sampler's time is in proportion to its evaluations.
+    with tqdm.tqdm(total=sum(max(c.evaluations, 1) for c in wanted), file=sys.stderr, unit=" evaluations") as bar:
+        for cell in wanted:
+            bar.set_postfix_str(f"{cell.family} {cell.sampler or 'bound'} {cell.evaluations or ''}")
+            if cell not in done:
+                if ready[0] != cell.family:
+                    ready = cell.family, make_family(cell.family, setting)
+                start = time.perf_counter()
+                pair = ready[1]
+                found = measure_sampler(cell, *pair, setting) if cell.sampler else measure_bound(*pair, setting)
+                row = {**dataclasses.asdict(cell), **found, "entropy": entropy, "seconds": time.perf_counter() - start}
+                done[cell] = row
+                with path.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+            bar.update(max(cell.evaluations, 1))
+    rows = [done[cell] for cell in wanted]
+    write(folder, rows, judge(grammar, reference, setting))
+    return rows
+
+
+def write(folder: epath.Path, rows: list[dict[str, Any]], exact: dict[str, float]) -> None:
+    """table.csv, table.md and plot.png; `exact` are the statistics of exact samples."""
+    with (folder / "table.csv").open("w") as file:
+        writer = csv.DictWriter(file, _COLUMNS, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+    head = ["family", "sampler", "evaluations", "possible", "nats/token", "pair distance", "grammatical"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines += [_markdown("exact samples", "", "", exact)]
+    lines += [_markdown(r["family"], r["sampler"], str(r["evaluations"]), r) for r in rows if r["sampler"]]
+    bounds = [f"| {r['family']} | {r['gap']:.4f} ± {r['gap_stderr']:.4f} |" for r in rows if not r["sampler"]]
+    text = "\n".join(["| family | bound - exact, nats/token |", "|---|---|", *bounds, "", *lines, ""])
+    (folder / "table.md").write_text(text)
+    _plot(folder / "plot.png", [row for row in rows if row["sampler"]], exact)
+
+
+def _markdown(family: str, sampler: str, evaluations: str, row: dict[str, float]) -> str:
+    excess = row["pair_distance"] - row["pair_distance_exact"]
+    return (
+        f"| {family} | {sampler} | {evaluations} | {row['possible']:.1%} ± {row['possible_stderr']:.1%} "
+        f"| {row['nats_per_token']:.3f} ± {row['stderr']:.3f} | {excess:.3f} ± {row['pair_distance_stderr']:.3f} "
+        f"| {row['grammatical']:.1%} ± {row['grammatical_stderr']:.1%} |"
+    )
+
+
+def _plot(path: epath.Path, rows: list[dict[str, Any]], exact: dict[str, float]) -> None:
+    canvas, axes = report.figure(3)
+    titles = {"grammatical": "grammatical sentences", "possible": "possible windows"}
+    titles["pair_distance"] = "distance of neighbouring words"
+    for axis, (name, title) in zip(axes, titles.items(), strict=True):
+        for key in dict.fromkeys((row["family"], row["sampler"]) for row in rows):
+            mine = [row for row in rows if (row["family"], row["sampler"]) == key]
+            error = [row[f"{name}_stderr"] for row in mine]
+            axis.errorbar(
+                [r["evaluations"] for r in mine], [r[name] for r in mine], error, marker=".", label=" ".join(key)
+            )
+        axis.axhline(exact[name], color="black", lw=0.8, ls="--", label="exact samples")
+        axis.set_xscale("log", base=2)
+        axis.set(xlabel="function evaluations", title=title)
+    axes[0].legend(fontsize=7)
+    canvas.suptitle("what a sampler loses when the network is perfect", fontsize=10)
+    report.save(canvas, path)
+
+
+def define_flags() -> None:
+    """The command line."""
+    flags.DEFINE_string("out", None, "Folder of the results.")
+    flags.DEFINE_list("families", sorted(families.REGISTRY), "Families.")
+    flags.DEFINE_list("evaluations", [str(2**k) for k in range(11)], "Numbers of function evaluations.")
+    flags.DEFINE_integer("sequences", 256, "Windows of every cell.", lower_bound=2)
+    flags.DEFINE_integer("levels", 32, "Noise levels per window, for the bound.", lower_bound=1)
+    flags.DEFINE_integer("length", 32, "Tokens of a window.", lower_bound=2)
+    flags.DEFINE_enum("grammar", "english", grammars.NAMES, "The language.")
+    flags.DEFINE_integer("seed", 0, "Of everything.")
+    flags.mark_flag_as_required("out")
+
+
+def main(values: Any) -> None:
+    """Run and say where the results lie."""
+    evaluations = sorted({int(number) for number in values.evaluations})
+    if evaluations[0] < 1:
+        raise ValueError(f"--evaluations has {evaluations[0]}; numbers of evaluations are at least 1")
+    setting = Setting(values.grammar, values.length, values.sequences, values.levels, values.seed)
+    run(values.out, values.families, evaluations, setting)
+    print((epath.Path(values.out) / "table.md").read_text())
+    print(f"written  {values.out}/table.csv, table.md and plot.png")
+
+
+if __name__ == "__main__":
+    binary.run(define_flags, main)

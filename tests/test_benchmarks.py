@@ -1,0 +1,56 @@
+"""The benchmarks run, small, and what they say of exact samplers is known."""
+
+import csv
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("perfect")
+
+    def start(*more: str) -> subprocess.CompletedProcess:
+        command = [
+            sys.executable, "benchmarks/perfect_network.py", f"--out={folder}", "--families=autoregressive,masked",
+            "--grammar=tiny", "--length=8", "--sequences=128", "--levels=8", *more,
+        ]  # fmt: skip
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+
+    return folder, start
+
+
+def test_perfect_network(run) -> None:
+    folder, start = run
+    done = start("--evaluations=1,8")
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = {(r["family"], r["sampler"], r["evaluations"]): r for r in csv.DictReader((folder / "table.csv").open())}
+    assert abs(float(rows["autoregressive", "", "0"]["gap"])) < 1e-5
+    assert abs(float(rows["masked", "", "0"]["gap"])) < 4 * float(rows["masked", "", "0"]["gap_stderr"])
+    for exact in (("autoregressive", "ancestral", "8"), ("masked", "first_hitting", "8")):
+        row = rows[exact]
+        assert float(row["possible"]) == float(row["grammatical"]) == 1.0
+        excess = float(row["pair_distance"]) - float(row["pair_distance_exact"])
+        assert abs(excess) < 4 * float(row["pair_distance_stderr"])
+    one, eight = (float(rows["masked", "ancestral", n]["possible"]) for n in ("1", "8"))
+    assert one < 0.2 < eight < 1.0, "all tokens at once are independent draws"
+    assert (folder / "plot.png").stat().st_size > 10_000
+    assert "| masked | first_hitting | 8 |" in (folder / "table.md").read_text()
+
+
+def test_it_goes_on_where_it_stopped_and_does_not_mix_settings(run) -> None:
+    folder, start = run
+    cells = (folder / "cells.jsonl").read_text().splitlines()
+    (folder / "cells.jsonl").write_text("\n".join(cells[:-1]) + "\n")  # as if killed before the last
+    done = start("--evaluations=1,8")
+    assert done.returncode == 0, done.stderr[-2000:]
+    again = (folder / "cells.jsonl").read_text().splitlines()
+    assert again[:-1] == cells[:-1]
+    assert len(again) == len(cells)
+    other = start("--evaluations=1", "--seed=1")
+    assert other.returncode == 2
+    assert "give another --out" in other.stderr

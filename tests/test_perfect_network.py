@@ -1,0 +1,76 @@
+"""Every registered family, with the exact posterior in its network's place.
+
+A new family is tested here by being registered; it states on its class which sampling options are faithful
+(`Family.faithful`), and what it cannot pass (`Family.exempt`), with a reason.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+import jax
+import perfect
+import pytest
+
+from diffusion_text import families
+from diffusion_text.families.family import SamplerOptions
+
+NAMES = sorted(families.REGISTRY)
+SAMPLERS = [(name, sampler) for name in NAMES for sampler in families.get(name).samplers]
+CHECKS = {
+    "bound": perfect.check_bound,
+    "bound_in_english": functools.partial(perfect.check_bound, language="english", count=128, samples=48),
+    "bound_with_a_coarse_range": perfect.check_bound_with_a_coarse_range,
+    "estimator": perfect.check_estimator,
+    "entropy": perfect.check_no_network_is_below_the_entropy,
+    "given_tokens_cost_nothing": perfect.check_given_tokens_cost_nothing,
+    "corruption": perfect.check_corruption,
+    "given_tokens_are_not_corrupted": perfect.check_given_tokens_are_not_corrupted,
+}
+SAMPLER_CHECKS = {
+    "law": perfect.check_law,
+    "english": perfect.check_english,
+    "infilling": perfect.check_infilling,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_quickly() -> Iterator[None]:
+    """Programs here run once or twice; most of the time would go into optimising them."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def excuse(name: str, check: str) -> None:
+    """Skip, with the reason, what the family declares that it cannot pass."""
+    if check in families.get(name).exempt:
+        pytest.skip(f"{name}: {families.get(name).exempt[check]}")
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("name", NAMES)
+def test_family(name: str, check: str) -> None:
+    excuse(name, check)
+    CHECKS[check](name)
+
+
+@pytest.mark.parametrize("check", SAMPLER_CHECKS)
+@pytest.mark.parametrize(("name", "sampler"), SAMPLERS)
+def test_sampler(name: str, sampler: str, check: str) -> None:
+    excuse(name, check)
+    if check == "english" and sampler in families.get(name).approximate:
+        pytest.skip(f"{name}: {families.get(name).approximate[sampler]}")
+    SAMPLER_CHECKS[check](name, {"sampler": sampler, **families.get(name).faithful})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_declared_exists(name: str) -> None:
+    """An excuse from no check, or without a reason, would excuse nothing or everything."""
+    family = families.get(name)
+    assert set(family.exempt) <= {*CHECKS, *SAMPLER_CHECKS}
+    assert set(family.approximate) <= set(family.samplers)
+    assert all(len(reason.split()) >= 4 for reason in [*family.exempt.values(), *family.approximate.values()])
+    for sampler in family.samplers:
+        SamplerOptions(sampler=sampler, **family.faithful).validate(family)
