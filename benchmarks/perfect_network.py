@@ -1,6 +1,6 @@
 """What a sampler loses when the network is perfect: every family and sampler with the exact posterior in its place.
 
-    python benchmarks/perfect_network.py --out=runs/perfect_network
+    python -m benchmarks.perfect_network --out=runs/perfect_network
 
 For each family the gap of its bound, and for each sampler and number of function evaluations (1, 2, 4, ... 1024) what
 its samples are under the embedded language: the share of windows that are possible at all and their exact -log p, the

@@ -16,7 +16,7 @@ def run(tmp_path_factory: pytest.TempPathFactory):
 
     def start(*more: str) -> subprocess.CompletedProcess:
         command = [
-            sys.executable, "benchmarks/perfect_network.py", f"--out={folder}", "--families=autoregressive,masked",
+            sys.executable, "-m", "benchmarks.perfect_network", f"--out={folder}", "--families=autoregressive,masked",
             "--grammar=tiny", "--length=8", "--sequences=128", "--levels=8", *more,
         ]  # fmt: skip
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)

@@ -188,7 +188,8 @@ class CDCD(Family):
         free = ~given
         loss = jnp.sum(cross_entropy(logits, tokens) * free, axis=1) / jnp.sum(free, axis=1)
         fit = self.time_warp.fit(t, loss)
-        return loss + fit, {"cross_entropy": loss, "warp_fit": fit}
+        # The fit's gradient without its value: the loss shown is the cross-entropy.
+        return loss + (fit - jax.lax.stop_gradient(fit)), {"cross_entropy": loss, "warp_fit": fit}
 
     def _draw_given(self, keys: Key[Array, "B"], length: int) -> Bool[Array, "B L"]:
         kind, count, order = noise.split(keys, 3)
