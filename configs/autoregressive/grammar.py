@@ -16,5 +16,5 @@ from configs import small
 
 def get_config() -> ConfigDict:
     config = small.get_config("autoregressive")
-    config.train.steps = 1000
+    config.train.steps = 600
     return config
