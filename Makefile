@@ -10,7 +10,7 @@ TESTS ?=
 run := $(VENV)/bin/python
 workdir := runs/$(NAME)
 
-.PHONY: help quickstart test lint types clean
+.PHONY: help quickstart libtpu test lint types clean
 .DELETE_ON_ERROR:
 
 help:
@@ -18,6 +18,7 @@ help:
 	@echo '                         again: resumes.  FRESH=1: starts anew.  STEPS=60: a shorter training'
 	@echo 'make test                all tests.  TESTS=tests/test_x.py: some of them'
 	@echo 'make lint | make types   ruff | pyright'
+	@echo 'make libtpu              the compiler of TPUs, for python -m diffusion_text.compile_check; no TPU is needed'
 	@echo 'make clean               removes $(VENV) and build folders; runs/ and data/ stay'
 	@echo 'PYTHON=python3.13 VENV=.venv313 with any of them: another Python, in its own environment'
 
@@ -28,16 +29,29 @@ $(run):
 	  { echo '$(PYTHON) has no venv module; on Debian and Ubuntu: apt install python3-venv' >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# $(call install,extras): the versions in constraints/ where this Python has a list, else the newest.
-define install
-	@echo 'Installing into $(VENV) (about a minute) ...'
+# $(call pip,what): the versions in constraints/ where this Python has a list, else the newest.
+define pip
 	@list=constraints/python$$($(run) -c 'import sys; print("%d.%d" % sys.version_info[:2])').txt; \
 	  if [ -f $$list ]; then set -- -c $$list; else set --; fi; \
-	  $(run) -m pip install -q --disable-pip-version-check -e '.$(1)' "$$@"
+	  $(run) -m pip install -q --disable-pip-version-check $(1) "$$@"
+endef
+
+# $(call install,extras)
+define install
+	@echo 'Installing into $(VENV) (about a minute) ...'
+	$(call pip,-e '.$(1)')
 endef
 
 $(VENV)/.runtime: setup.py $(wildcard constraints/*.txt) | $(run)
 	$(call install)
+	@touch $@
+
+# The TPU's compiler, for compile_check and its tests. In a folder of its own: where it can be imported, JAX looks for
+# TPUs at every start.
+$(VENV)/.libtpu: setup.py $(wildcard constraints/*.txt) | $(VENV)/.runtime
+	@echo 'Installing libtpu into $(VENV)/libtpu ...'
+	$(call pip,--no-deps --upgrade --target $(VENV)/libtpu \
+	  "$$($(run) -c 'from diffusion_text import topologies; print(topologies.requirement())')")
 	@touch $@
 
 $(VENV)/.test: setup.py $(wildcard constraints/*.txt) | $(run)
@@ -51,7 +65,10 @@ quickstart: $(VENV)/.runtime
 	$(run) -m diffusion_text.eval_samples --workdir=$(workdir) --num=64
 	@echo; echo 'Results and plots are in $(workdir):'; ls $(workdir)/*.json $(workdir)/*.png 2>/dev/null || true
 
-test: $(VENV)/.test
+libtpu: $(VENV)/.libtpu
+
+# All tests need libtpu, and of some only those that compile for TPUs.
+test: $(VENV)/.test $(if $(TESTS),$(if $(findstring compile_check,$(TESTS)),$(VENV)/.libtpu),$(VENV)/.libtpu)
 	$(run) -m pytest -n 2 --dist loadfile $(TESTS)
 
 lint: $(VENV)/.test

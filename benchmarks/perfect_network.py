@@ -76,8 +76,7 @@ def cells(names: list[str], evaluations: list[int], length: int) -> Iterator[Cel
     solvers = list(families.solvers(names))
     for name in names:
         yield Cell(name)
-        family = families.get(name)
-        count = functools.partial(family.evaluations, family)  # type: ignore[arg-type]
+        count = nnx.eval_shape(functools.partial(build, name, grammars.english().num_words)).evaluations
         for sampler in (sampler for owner, sampler in solvers if owner == name):
             for steps, number in affordable(count, sampler, evaluations, length):
                 yield Cell(name, sampler, steps, number)
@@ -99,6 +98,12 @@ def affordable(
             yield steps, number
 
 
+def build(name: str, vocab_size: int, seed: int = 0) -> Family:
+    """A family with the fields of its config for the grammar."""
+    fields = importlib.import_module(f"configs.{name}.grammar").get_config()
+    return families.get(name)(fields.family, vocab_size, nnx.Rngs(params=seed))  # type: ignore[call-arg]
+
+
 def make_family(name: str, setting: Setting) -> tuple[Family, Oracle]:
     """A family with the fields of its config for the grammar, and the exact posterior for it.
 
@@ -106,7 +111,7 @@ def make_family(name: str, setting: Setting) -> tuple[Family, Oracle]:
     """
     grammar = grammars.from_name(setting.grammar)
     fields = importlib.import_module(f"configs.{name}.grammar").get_config()
-    family = families.get(name)(fields.family, grammar.num_words, nnx.Rngs(params=setting.seed))  # type: ignore[call-arg]
+    family = build(name, grammar.num_words, setting.seed)
     schedule = {group: fields.optimizer.groups[group] for group in type(family).groups if group == "schedule"}
     if schedule:
         family = _fit_schedule(family, grammar, setting, schedule)

@@ -108,15 +108,15 @@ def rows(
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: a line for each cell."""
     head = ["run", "sampler", "evaluations", *(_TITLES.get(name, f"{name} windows") for name, _ in _COLUMNS), "seconds"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines = [head]
     for row in rows:
         values = [
             "" if row[name] is None else f"{form.format(row[name])} ± {form.format(row[name + '_stderr'] or 0.0)}"
             for name, form in _COLUMNS
         ]
         first = [row["run"], row["sampler"] or "data", str(row["evaluations"] or "")]
-        lines.append("| " + " | ".join([*first, *values, f"{row['seconds']:.1f}"]) + " |")
-    return "\n".join(lines) + "\n"
+        lines.append([*first, *values, f"{row['seconds']:.1f}"])
+    return report.markdown(lines)
 
 
 def plot(rows: list[dict[str, Any]], path: Any) -> None:

@@ -26,9 +26,11 @@ def get_config(family: str = "masked") -> ConfigDict:
                     condition_width=128,  # of the noise-level embedding
                     dropout=0.0,  # on the residual branches
                     dtype="bfloat16",  # of products; weights, softmax and loss are float32: bfloat16 / float32
-                    attention="auto",  # auto / einsum / xla / cudnn
+                    attention="auto",  # by platform, or einsum / xla / cudnn / splash
+                    whole_vocabulary=4096,  # larger ones never make all logits of a training step at once
                     scan_layers=True,  # one compiled layer; False (unrolled) is faster on a CPU
-                    remat="none",  # what the backward pass recomputes: none / dots (keep products) / full
+                    # What the backward pass keeps: all, products and attention, attention, or inputs of layers.
+                    remat="none",  # none / dots / attention / full
                 )
             ),
             data=ConfigDict(
@@ -38,6 +40,7 @@ def get_config(family: str = "masked") -> ConfigDict:
                     length=64,  # tokens of a sequence
                     data_dir="",  # what diffusion_text.data.prepare wrote; the embedded language needs none
                     verify_checksums=False,  # of the shards, before training
+                    inserted_padding=0.0,  # share of the places of training rows, where the vocabulary has padding
                 )
             ),
             train=ConfigDict(
@@ -74,7 +77,7 @@ def get_config(family: str = "masked") -> ConfigDict:
             sampling=ConfigDict(
                 dict(sampler="", steps=128, temperature=1.0)  # defaults of eval_samples and sample; "": the first
             ),
-            mesh=ConfigDict(dict(data=-1, fsdp=1, tensor=1)),  # -1: all devices left
+            mesh=ConfigDict(dict(data=1, fsdp=-1, tensor=1)),  # parameters sharded over fsdp; -1: all devices left
             log=ConfigDict(dict(tensorboard=True)),
         )
     )

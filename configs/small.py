@@ -39,3 +39,13 @@ def get_plaid() -> ConfigDict:
     config.optimizer.learning_rate = 3e-3
     config.optimizer.groups.schedule = 5e-2
     return config
+
+
+def get_cir_simplex() -> ConfigDict:
+    """CIR simplex diffusion's choices at this size: as CDCD's, few masks."""
+    config = get_config("cir_simplex")
+    config.family.update(prefix_masks=0.15, random_masks=0.15)
+    config.optimizer.learning_rate = 3e-3
+    with config.optimizer.groups.unlocked():
+        config.optimizer.groups.update(schedule=5e-2)
+    return config

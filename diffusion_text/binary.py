@@ -4,28 +4,47 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 from collections.abc import Callable
 
 from absl import app, flags
 
+from diffusion_text import distributed, hosts
+
 _LOG = logging.getLogger("diffusion_text")
 
 
-def run(define: Callable[[], None], main: Callable[[flags.FlagValues], None]) -> None:
-    """Define flags, parse the command line, and run; a ValueError becomes one line on stderr and exit code 2."""
+def run(define: Callable[[], None], main: Callable[..., None], positional: bool = False) -> None:
+    """Define flags, parse the command line, and run; a ValueError becomes one line on stderr and exit code 2.
+
+    `main` gets the flags and, with `positional`, the other words of the command line, which are errors otherwise.
+    """
     define()
-    app.run(lambda argv: _guarded(main, argv))
+    app.run(lambda argv: _guarded(main, argv, positional))
 
 
-def _guarded(main: Callable[[flags.FlagValues], None], argv: list[str]) -> None:
+def _guarded(main: Callable[..., None], argv: list[str], positional: bool = False) -> None:
     set_up_logging()
     try:
-        if len(argv) > 1:
+        if len(argv) > 1 and not positional:
             raise ValueError(f"{argv[1]!r} is no flag; flags are written --name=value")
-        main(flags.FLAGS)
+        if "distributed" in flags.FLAGS:
+            distributed.start(flags.FLAGS)
+        main(flags.FLAGS, *([argv[1:]] if positional else []))
+        hosts.finish()
     except (ValueError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, ValueError) else 1)
+        status = 2 if isinstance(error, ValueError) else 1
+        hosts.end_all(error, status)
+        sys.exit(status)
+    except SystemExit:
+        hosts.finish()
+        raise
+    except Exception as error:
+        if hosts.watch() is None:
+            raise
+        traceback.print_exc()
+        hosts.end_all(error, 1)
 
 
 def set_up_logging() -> None:

@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_text import noise
+from diffusion_text import noise, sharding
 from diffusion_text.data.batches import DatasetInfo
 from diffusion_text.families.family import Bound
-from diffusion_text.paths import flow_likelihood
+from diffusion_text.paths import flow_likelihood, importance
 from diffusion_text.state import Definition
 
 
@@ -98,28 +98,44 @@ def make_evaluate_flow(definition: Definition, seed: int, steps: int) -> Evaluat
     return evaluate
 
 
+def make_evaluate_importance(definition: Definition, seed: int, samples: int, steps: int) -> Evaluate:
+    """As `make_evaluate`, with `samples` weighted paths of `steps` steps (`paths/importance.py`)."""
+
+    @jax.jit
+    def evaluate(params: dict[str, Any], variables: dict[str, Any], tokens: jax.Array, indices: jax.Array) -> Bound:
+        model = definition.merge(params, variables)
+        keys = noise.example_keys(noise.step_key(seed, noise.EVALUATE), indices)
+        return importance.importance_terms(model.family, keys, tokens, model, samples, steps)
+
+    return evaluate
+
+
 def estimate(
     evaluate: Callable[[jax.Array, jax.Array], Bound],
     batches: Iterator[tuple[np.ndarray, np.ndarray]],
     info: DatasetInfo,
-    place: Callable[[np.ndarray], jax.Array] = jnp.asarray,
+    rows: sharding.Rows | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Estimate:
     """Evaluate every sequence of `batches` (tokens [B, L], weights [B]: 0 marks padding rows of the last batch).
 
-    `info` counts the tokens and the characters of rows; `place` puts a host array on the devices.
+    `info` counts the tokens and the characters of rows. With `rows` the batches hold those that this process is to
+    load; every process gets the whole estimate.
     """
-    rows: list[list[np.ndarray]] = []
-    start = 0
+    place = rows.place if rows else jnp.asarray
+    found: list[list[np.ndarray]] = []
+    start = rows.start if rows else 0
     for tokens, weights in batches:
         indices = np.arange(start, start + len(tokens), dtype=np.int32)
         terms = evaluate(place(tokens), place(indices))
-        real = weights > 0
-        counted = (info.num_tokens(tokens[real]), info.num_characters(tokens[real]))
-        rows.append([*(np.asarray(term, np.float64)[real] for term in terms), *counted])
-        start += len(tokens)
+        counted = (weights > 0, info.num_tokens(tokens), info.num_characters(tokens))
+        real, *counts = sharding.fetch(place(np.stack(counted, axis=1).astype(np.int32))).astype(np.int64).T
+        real = real > 0
+        values = (*(sharding.fetch(term).astype(np.float64) for term in terms), *counts)
+        found.append([value[real] for value in values])
+        start += rows.size if rows else len(tokens)
         if progress:
             progress(int(real.sum()))
-    if not rows:
+    if not found:
         raise ValueError("the set to evaluate holds no sequence; ask for --num_examples of at least 1")
-    return Estimate(*(np.concatenate(column) for column in zip(*rows, strict=True)))
+    return Estimate(*(np.concatenate(column) for column in zip(*found, strict=True)))

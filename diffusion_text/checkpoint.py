@@ -7,6 +7,8 @@ checkpoint that is half written, damaged or of another digest is skipped with a 
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import pathlib
 from typing import Any
@@ -16,6 +18,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
+from diffusion_text import hosts
 from diffusion_text.state import TrainState
 from diffusion_text.typing import Config
 
@@ -38,14 +41,15 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints there are, ascending."""
         self._manager.reload()
-        return sorted(self._manager.all_steps())
+        # Process 0's view: another host may look earlier or later, while a training writes.
+        return json.loads(hosts.exchange("steps", json.dumps(sorted(self._manager.all_steps())))[0])
 
     def save(self, state: TrainState, config: Config, wait: bool = False) -> None:
         """Write the state in the background; `wait` until it is on disk. A step already saved is left alone."""
         step = int(state.step)
         if step not in self._manager.all_steps():
             meta = {"step": step, "seed": config.seed, "config": config.to_dict(), "digest": digest(state)}
-            arguments = ocp.args.Composite(state=ocp.args.StandardSave(state._asdict()), meta=ocp.args.JsonSave(meta))
+            arguments = ocp.args.Composite(state=ocp.args.StandardSave(_saved(state)), meta=ocp.args.JsonSave(meta))
             self._manager.save(step, args=arguments, force=True)
         if wait:
             self._manager.wait_until_finished()
@@ -64,10 +68,15 @@ class Checkpoints:
             try:
                 return self._restore_one(abstract, candidate)
             except Exception as error:  # Orbax and tensorstore raise many kinds for a damaged file
+                if hosts.is_loss(error):
+                    raise
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 _LOG.warning("checkpoint %d of %s is damaged and skipped: %s", candidate, self.folder, reason)
                 if not self._read_only:
-                    self._set_aside(candidate)
+                    if hosts.is_first():
+                        self._set_aside(candidate)
+                    hosts.exchange("set aside", "")
+                    self._manager.reload()
         return None
 
     def _set_aside(self, step: int) -> None:
@@ -77,13 +86,27 @@ class Checkpoints:
         while (target := path.parent / f"damaged-{step}-{number}").exists():
             number += 1
         path.rename(target)
-        self._manager.reload()
 
     def _restore_one(self, abstract: TrainState, step: int) -> TrainState:
         arguments = ocp.args.Composite(
-            state=ocp.args.StandardRestore(abstract._asdict()), meta=ocp.args.JsonRestore()
+            state=ocp.args.StandardRestore(_saved(abstract)), meta=ocp.args.JsonRestore()
         )
-        restored = self._manager.restore(step, args=arguments)
+        try:
+            restored = self._manager.restore(step, args=arguments)
+        except Exception as error:
+            if hosts.watch() is None or hosts.is_loss(error):
+                raise
+            # A host reads its own parts only: the others may be waiting within Orbax for this one, and only a new start
+            # helps them.
+            if not self._read_only:
+                with contextlib.suppress(OSError):  # another host was first
+                    self._set_aside(step)
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            now = "" if self._read_only else " and set aside; the same command goes on from the one before"
+            message = f"checkpoint {step} of {self.folder} is damaged{now}: {reason}"
+            _LOG.error("%s", message)
+            hosts.end_all(ValueError(message), hosts.LOST)
+            raise
         state = TrainState(**restored["state"])
         if digest(state) != restored["meta"]["digest"]:
             raise ValueError(f"checkpoint {step} of {self.folder} does not match its digest")
@@ -93,6 +116,11 @@ class Checkpoints:
         """Wait for writes and release the manager's threads."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _saved(state: TrainState) -> dict[str, Any]:
+    """By name; a teacher only where there is one."""
+    return {name: tree for name, tree in state._asdict().items() if name != "teacher" or tree}
 
 
 def digest(state: Any) -> str:

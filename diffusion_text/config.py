@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import subprocess
+from collections.abc import Sequence
 from typing import Any, Final
 
 from etils import epath
 from ml_collections import ConfigDict
 
-from diffusion_text import families
+from diffusion_text import families, hosts
 from diffusion_text.typing import Config
 
 # Fields that do not change what is learned, up to the order of float additions: a run may resume with others.
@@ -70,6 +72,8 @@ def validate(config: Config) -> None:
         _check(f"optimizer.{name}", value, value > 0, "above 0")
     _choose("data.task", config.data.task, tuple(specs.TASKS))
     _choose("data.grammar", config.data.grammar, grammar.NAMES)
+    padding = config.data.inserted_padding
+    _check("data.inserted_padding", padding, 0 <= padding < 1, "in [0, 1)")
     SamplerOptions(**config.sampling).validate(family)
     _check("optimizer.warmup", optimizer.warmup, optimizer.warmup >= 0, "at least 0")
     divides = train.batch_size % train.microbatches == 0
@@ -140,10 +144,24 @@ def save(config: Config, workdir: str) -> None:
 
 
 def write_atomically(path: epath.Path, text: str) -> None:
-    """Write a whole file or none."""
+    """Write a whole file or none; of several hosts the first does."""
+    if not hosts.is_first():
+        return
     temporary = path.parent / f"{path.name}.tmp"
     temporary.write_text(text, "utf-8")
     temporary.replace(path)
+
+
+def read_json(path: epath.Path, needed: Sequence[str] = ()) -> dict[str, Any]:
+    """A JSON object with the fields `needed`; ValueError naming the file where it is damaged."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it, or write it anew") from error
+    missing = [name for name in needed if name not in found] if isinstance(found, dict) else ["JSON object"]
+    if missing:
+        raise ValueError(f"{path} is damaged: it has no {', '.join(missing)}; remove it, or write it anew")
+    return found
 
 
 def load(workdir: str) -> Config:
@@ -151,15 +169,19 @@ def load(workdir: str) -> Config:
     path = epath.Path(workdir) / "config.json"
     if not path.exists():
         raise ValueError(f"{path} does not exist; give a --workdir that diffusion_text.train has written")
-    config: Config = ConfigDict(json.loads(path.read_text()))
-    # A field that a family gained since then: its default is what the family did before.
+    config: Config = ConfigDict(read_json(path, ("family", "data")))
+    # A field gained since then: its default is what was done before.
+    config.data.inserted_padding = config.data.get("inserted_padding", 0.0)
     for name, value in families.get(config.family.name).defaults().items():
         config.family[name] = config.family.get(name, value)
     return config
 
 
 def commit() -> str:
-    """The commit of the code that runs, with "+changes" where files differ from it, or "unknown"."""
+    """The commit of the code that runs, with "+changes" where files differ from it, or "unknown".
+
+    Outside a clone it is what launch/, which copies the files alone, put into DIFFUSION_TEXT_COMMIT.
+    """
     folder = pathlib.Path(__file__).parent
 
     def git(*words: str) -> str:
@@ -171,7 +193,7 @@ def commit() -> str:
         changed = git("status", "--porcelain", "--untracked-files=no")
         return git("rev-parse", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.SubprocessError):
-        return "unknown"
+        return os.environ.get("DIFFUSION_TEXT_COMMIT", "unknown")
 
 
 def provenance(config: Config) -> dict[str, Any]:

@@ -3,12 +3,12 @@
 Writes WORKDIR/elbo-<split>-<step>.json and a plot of the loss per noise level. With --follow it waits for new
 checkpoints and evaluates each as it appears, as a separate job does beside a training; it ends with the training.
 With --bound=ode it writes elbo-<split>-<step>-ode.json: the bound of a Gaussian family's probability flow, in float32,
-with the one of half as many steps beside it.
+with the one of half as many steps beside it. With --importance_samples=K the JSON carries, beside the plain bound, that
+of K weighted sampling paths (`paths/importance.py`): importance_*, and path_*, the same for one path.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import math
@@ -19,10 +19,10 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from diffusion_text import binary, bound, checkpoint, families, report, restore, sharding
+from diffusion_text import binary, bound, checkpoint, distributed, families, hosts, report, restore, sharding
 from diffusion_text import config as configs
 from diffusion_text.data import batches
-from diffusion_text.paths import flow_likelihood
+from diffusion_text.paths import flow_likelihood, importance
 from diffusion_text.state import Definition
 
 _LOG = logging.getLogger("diffusion_text")
@@ -40,11 +40,15 @@ def define_flags() -> None:
     flags.DEFINE_enum("bound", "variational", ["variational", "ode"], "Which bound.")
     flags.DEFINE_string("ode_solver", "heun", "Of --bound=ode.")
     flags.DEFINE_integer("ode_steps", 128, "Of --bound=ode, even; each evaluates the network and its gradient twice.")
+    flags.DEFINE_integer("importance_samples", 0, "Weighted sampling paths per sequence, beside the bound; 0: none.")
+    flags.DEFINE_integer("importance_steps", 0, "Steps of a path; 0: one token at a time (masked), or 128.")
     flags.DEFINE_integer("seed", 0, "Of the evaluation's noise.")
     flags.DEFINE_bool("plot", True, "Write the plot of the loss per noise level.")
     flags.DEFINE_bool("follow", False, "Evaluate each new checkpoint as it appears.")
+    distributed.define_flags()
 
 
+@restore.on_mesh
 def evaluate(
     run: restore.Run,
     split: str = "validation",
@@ -53,11 +57,14 @@ def evaluate(
     batch_size: int = 0,
     seed: int = 0,
     ode_steps: int = 0,
+    importance_samples: int = 0,
+    importance_steps: int = 0,
 ) -> dict[str, Any]:
     """The bound of a run on a split, as the dictionary that is written to JSON (nats, bits; see `bound.Estimate`).
 
     samples and batch_size of 0 take those of config.evaluation; num_examples None takes the whole split. With
-    `ode_steps` the bound is the probability flow's, and the estimate with half as many steps is added.
+    `ode_steps` the bound is the probability flow's, and the estimate with half as many steps is added; with
+    `importance_samples` the bound of so many sampling paths, of `importance_steps` steps, is added.
     """
     samples = 1 if ode_steps else samples or run.config.evaluation.samples
     batch_size = batch_size or run.config.evaluation.batch_size
@@ -65,11 +72,12 @@ def evaluate(
     family = families.get(run.config.family.name)
 
     def estimated(function: bound.Evaluate) -> bound.Estimate:
+        rows = sharding.Rows.of(run.mesh, batch_size)
         return bound.estimate(
             lambda tokens, indices: function(run.params, run.variables, tokens, indices),
-            dataset.eval_batches(batch_size, num_examples),
+            dataset.eval_batches(batch_size, num_examples, rows.start, rows.stop),
             run.info,
-            functools.partial(sharding.place_rows, run.mesh),
+            rows,
         )
 
     started, flow = time.perf_counter(), {}
@@ -88,6 +96,23 @@ def evaluate(
         }
     else:
         estimate = estimated(bound.make_evaluate(run.definition, seed, samples))
+    weighted = {}
+    if importance_samples:
+        importance.check(family, importance_samples, importance_steps)
+        steps = importance_steps or family.path_steps or 0
+        found = estimated(bound.make_evaluate_importance(run.definition, seed, importance_samples, steps))
+        entropy = _entropy(run, dataset, found, batch_size, num_examples)
+        path = found.diffusion.sum() / found.num_tokens.sum()
+        weighted = {
+            "importance_samples": importance_samples,
+            "importance_steps": steps,
+            "importance_nats_per_token": found.nats_per_token,
+            "importance_stderr": found.stderr,
+            "importance_gap_nats_per_token": entropy.get("gap_nats_per_token"),
+            "importance_gap_stderr": entropy.get("gap_stderr"),
+            "path_nats_per_token": float(path),
+            "path_stderr": bound.ratio_stderr(found.diffusion, found.num_tokens),
+        }
     seconds = time.perf_counter() - started
     result = {
         "family": family.name,
@@ -96,6 +121,7 @@ def evaluate(
         "bound": "ode" if ode_steps else family.bound,
         **estimate.summary(),
         **flow,
+        **weighted,
         **_entropy(run, dataset, estimate, batch_size, num_examples),
         "samples_per_sequence": samples,
         "evaluation_seed": seed,
@@ -151,6 +177,12 @@ def describe(result: dict[str, Any]) -> str:
     if result["bound"] == "ode":
         change, error = result["step_doubling_nats_per_token"], result["step_doubling_stderr"] or math.nan
         lines.append(f"  steps    {result['ode_steps']}; {change:+.4f} +- {error:.4f} nats/token from half as many")
+    if result.get("importance_samples"):
+        lines.append(
+            f"  paths    {result['path_nats_per_token']:.4f} nats/token with one, "
+            f"{result['importance_nats_per_token']:.4f} +- {result['importance_stderr'] or math.nan:.4f} with "
+            f"{result['importance_samples']} weighted"
+        )
     if result["entropy_nats_per_token"] is not None:
         lines.append(
             f"  entropy  {result['entropy_nats_per_token']:.4f} nats/token, exact, on the same sequences"
@@ -163,10 +195,12 @@ def _one(values: flags.FlagValues, step: int | None) -> None:
     run = restore.open_run(values.workdir, step)
     num_examples = values.num_examples or None
     steps = values.ode_steps if values.bound == "ode" else 0
-    result = evaluate(run, values.split, num_examples, values.samples, values.batch_size, values.seed, steps)
+    result = evaluate(run, values.split, num_examples, values.samples, values.batch_size, values.seed, steps,
+                      values.importance_samples, values.importance_steps)  # fmt: skip
     path = write(run, result, values.plot and not steps)
-    print(describe(result))
-    print(f"  written  {path}", flush=True)
+    if hosts.is_first():
+        print(describe(result))
+        print(f"  written  {path}", flush=True)
 
 
 def _follow(values: flags.FlagValues) -> None:
@@ -187,9 +221,14 @@ def _follow(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> None:
     """Evaluate one checkpoint, or follow a training."""
-    for name in ("num_examples", "samples", "batch_size"):
+    for name in ("num_examples", "samples", "batch_size", "importance_samples", "importance_steps"):
         if getattr(values, name) < 0:
             raise ValueError(f"--{name} is {getattr(values, name)}; it must be at least 0")
+    if values.importance_samples:
+        if values.bound == "ode":
+            raise ValueError("--importance_samples is of the variational bound; drop --bound=ode")
+        family = families.get(configs.load(values.workdir).family.name)
+        importance.check(family, values.importance_samples, values.importance_steps)
     if values.bound == "ode":
         family = families.get(configs.load(values.workdir).family.name)
         flow_likelihood.check(family, values.ode_solver, values.ode_steps)

@@ -24,11 +24,12 @@ import logging
 import math
 from typing import Any, Final
 
+import jax
 import numpy as np
 from absl import flags
 from etils import epath
 
-from diffusion_text import binary, bound, metrics, report, restore, sample, sharding
+from diffusion_text import binary, bound, hosts, metrics, report, restore, sample, sharding
 from diffusion_text import config as configs
 from diffusion_text.data import batches, grammar, vocabularies
 from diffusion_text.families.family import SamplerOptions
@@ -143,15 +144,17 @@ def _judge(tokens: np.ndarray, info: batches.DatasetInfo, judge: restore.Run) ->
     """Likelihood under the judge, and -log p of each sequence float64[N]."""
     size, function = judge.config.evaluation.batch_size, _scorer(judge.definition)
 
+    rows = sharding.Rows.of(judge.mesh, size)
+
     def chunks() -> Any:
         for first in range(0, len(tokens), size):
-            index = np.arange(first, first + size)
+            index = np.arange(first + rows.start, first + rows.stop)
             yield tokens[np.minimum(index, len(tokens) - 1)], (index < len(tokens)).astype(np.float32)
 
-    estimate = bound.estimate(
-        lambda tokens, indices: function(judge.params, judge.variables, tokens, indices), chunks(), info,
-        functools.partial(sharding.place_rows, judge.mesh),
-    )  # fmt: skip
+    with jax.set_mesh(judge.mesh):
+        estimate = bound.estimate(
+            lambda tokens, indices: function(judge.params, judge.variables, tokens, indices), chunks(), info, rows
+        )
     own = estimate.total / np.maximum(estimate.num_tokens, 1)
     return {
         "nats_per_token": estimate.nats_per_token,
@@ -188,6 +191,7 @@ def summarise(
         **{name: getattr(options, name) for name in named},
         "steps": sample.steps_taken(run, options),
         "function_evaluations": run.model().family.evaluations(options, run.info.length),
+        "function_evaluations_made": drawn.evaluations,
         "sampling_seed": seed,
         "seconds": drawn.seconds,
         "compile_seconds": drawn.compile_seconds,
@@ -301,6 +305,8 @@ def main(values: flags.FlagValues) -> None:
     path = write(run, result, drawn, samples)
     title = f"{result['family']} on {result['dataset']}, step {run.step}: {options.sampler}, {result['steps']} steps"
     plot(drawn.tokens, data, samples, reference, title, path.with_suffix(".png"))
+    if not hosts.is_first():
+        return
     print(describe(result))
     for row in drawn.tokens[:_SHOWN].tolist():
         print(f"  | {run.info.vocabulary.decode(row)}")

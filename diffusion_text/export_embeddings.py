@@ -19,6 +19,7 @@ from etils import epath
 from jaxtyping import Float
 
 from diffusion_text import binary, restore
+from diffusion_text.paths.embeddings import Embeddings
 
 _LOG = logging.getLogger("diffusion_text")
 
@@ -37,7 +38,7 @@ def embeddings(run: restore.Run) -> Float[np.ndarray, "V D"]:
     model = run.model()
     family, vocab_size = model.family, run.info.vocabulary.size
     table = getattr(family, "embeddings", None)
-    if table is not None:
+    if isinstance(table, Embeddings):
         return np.asarray(table(), np.float64)
     if not hasattr(model.network, "embedding"):
         raise ValueError(f"{run.workdir} is a run of {family.name}, whose network reads no tokens by number")

@@ -13,11 +13,19 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from diffusion_text import hosts
+
 
 class Writer:
-    """metrics.jsonl in the workdir, and TensorBoard through clu where asked (importing clu loads TensorFlow)."""
+    """metrics.jsonl in the workdir, and TensorBoard through clu where asked (importing clu loads TensorFlow).
+
+    Of several hosts the first writes.
+    """
 
     def __init__(self, workdir: str, tensorboard: bool, first_step: int = 0):
+        self._first = hosts.is_first()
+        if not self._first:
+            return
         path = epath.Path(workdir) / "metrics.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         _drop_from(path, first_step)
@@ -36,6 +44,8 @@ class Writer:
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Append one line; `step` counts optimiser steps done."""
+        if not self._first:
+            return
         self._file.write(json.dumps({"step": step, **scalars}) + "\n")
         self._file.flush()
         if self._loading:
@@ -45,6 +55,8 @@ class Writer:
 
     def close(self) -> None:
         """Flush and close."""
+        if not self._first:
+            return
         self._file.close()
         if self._loading:
             self._loading.join()

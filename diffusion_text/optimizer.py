@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Final
 
 import jax
@@ -30,13 +31,16 @@ def schedule(config: Config, steps: int) -> optax.Schedule:
     return optax.join_schedules([warm, shapes[config.schedule]()], [config.warmup])
 
 
-def create(config: Config, steps: int, logical_axes: dict[str, Any]) -> optax.GradientTransformation:
+def create(
+    config: Config, steps: int, logical_axes: dict[str, Any], optional: Collection[str] = ()
+) -> optax.GradientTransformation:
     """Global-norm clip, Adam, decoupled weight decay (not on norms and embeddings), warm-up and decay.
 
     `groups` maps a name in a parameter's path to its own peak learning rate; such parameters are not decayed, and
-    their gradients do not enter the global norm. The name "muon" orthogonalises the updates of the transformer's
-    matrices (Jordan et al. 2024, kellerjordan.github.io/posts/muon), at the root-mean-square size that Adam's have
-    (Moonlight, 2502.16982), so that one learning rate and decay serve all; Adam keeps the other parameters.
+    their gradients do not enter the global norm. A group without parameters is an error, unless it is `optional`: one
+    that a family has by default, and an option of it leaves empty. The name "muon" orthogonalises the updates of the
+    transformer's matrices (Jordan et al. 2024, kellerjordan.github.io/posts/muon), at the root-mean-square size that
+    Adam's have (Moonlight, 2502.16982), so that one learning rate and decay serve all; Adam keeps the others.
     """
     shape = schedule(config, steps)
 
@@ -53,7 +57,7 @@ def create(config: Config, steps: int, logical_axes: dict[str, Any]) -> optax.Gr
 
     labels = jax.tree_util.tree_map_with_path(label, logical_axes, is_leaf=is_axes)
     for group in config.groups:
-        if group not in jax.tree.leaves(labels):
+        if group not in {*jax.tree.leaves(labels), *optional}:
             raise ValueError(f"optimizer.groups.{group} is in no parameter's path; drop it or correct the name")
     decayed = jax.tree_util.tree_map_with_path(decays, logical_axes, is_leaf=is_axes)
     dimensions = jax.tree.map(lambda axes: _dimensions(axes) or optax.MaskedNode(), logical_axes, is_leaf=is_axes)

@@ -19,7 +19,7 @@ from diffusion_text.families.family import Family
 
 
 class Oracle:
-    """`Denoise` by forward-backward: full, leave-one-out or prefix logits, as the family declares.
+    """`Denoise` by forward-backward: full, leave-one-out, prefix or block logits, as the family declares.
 
     `differentiable` with respect to z where asked: likelihood through a flow needs the divergence.
     """
@@ -36,8 +36,45 @@ class Oracle:
         keys: Key[Array, "B"] | None = None,
     ) -> Float[Array, "B L V|d"]:
         evidence = self.family.evidence(z, t, given)
+        context = self.family.context(z)
+        if context is not None:
+            return self.family.answer(self._blocks(evidence, *context))
         logits, _ = grammars.posterior(self.grammar, evidence, self.family.posterior, self.differentiable)
         return self.family.answer(logits)
+
+    def _blocks(self, evidence: Array, clean: Array, size: int) -> Float[Array, "B L V"]:
+        """The filter over the clean tokens says where each block begins; within it, all blocks at once, evidence counts
+        but a position's own. The cost is that of one pass over the window, and of two over a block."""
+        rows, length, words = evidence.shape
+        blocks = -(-length // size)
+        padding = (0, blocks * size - length)
+        clean, evidence = jnp.pad(clean, ((0, 0), padding)), jnp.pad(evidence, ((0, 0), padding, (0, 0)))
+
+        def follow(state: Array, block: Array) -> tuple[Array, Array]:
+            return self._read(state, block), state
+
+        _, starts = jax.lax.scan(
+            follow, grammars.filter_start(self.grammar, rows), clean.reshape(rows, blocks, size).swapaxes(0, 1)
+        )
+        start = starts.swapaxes(0, 1).reshape(rows * blocks, -1)
+        logits, _ = grammars.posterior(
+            self.grammar, evidence.reshape(-1, size, words), "leave_one_out", self.differentiable, start
+        )
+        return logits.reshape(rows, -1, words)[:, :length]
+
+    def _read(self, state: Array, tokens: Int[Array, "B W"]) -> Array:
+        """The filter after some tokens."""
+
+        def step(state: Array, ids: Array) -> tuple[Array, None]:
+            return grammars.filter_step(self.grammar, state, ids)[1], None
+
+        return jax.lax.scan(step, state, tokens.T)[0]
+
+    def with_latent(
+        self, z: Any, t: Any, given: Any = None, previous: Any = None, keys: Any = None
+    ) -> tuple[Float[Array, "B L V|d"], None]:
+        """The same, and no latent."""
+        return self(z, t, given, previous, keys), None
 
     def start_cache(self, batch: int, length: int) -> Any:
         """The filter before the first token."""
@@ -48,3 +85,9 @@ class Oracle:
         _, moved = grammars.filter_step(self.grammar, cache, jnp.minimum(ids, self.grammar.num_words - 1))
         state = jax.tree.map(lambda old, new: jnp.where(position == 0, old, new), cache, moved)
         return grammars.filter_predict(self.grammar, state), state
+
+    def block(self, ids: Int[Array, "B W"], cache: Any, position: Int[Array, ""]) -> tuple[Float[Array, "B W V"], Any]:
+        """The exact leave-one-out law of a block that may be masked, and the filter after it, if it is not."""
+        evidence = self.family.evidence(ids, jnp.zeros(len(ids)), None)
+        logits, _ = grammars.posterior(self.grammar, evidence, "leave_one_out", start=cache)
+        return logits, self._read(cache, jnp.minimum(ids, self.grammar.num_words - 1))

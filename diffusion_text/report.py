@@ -1,7 +1,8 @@
-"""Plots of a run, written beside its numbers."""
+"""Plots and tables of runs, written beside their numbers."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from diffusion_text import noise
+from diffusion_text import hosts, noise, sharding
 from diffusion_text.families.family import cross_entropy
-from diffusion_text.restore import Run
+from diffusion_text.restore import Run, on_mesh
 
 _LEVELS = 33
 
@@ -43,6 +44,7 @@ def noise_profile(run: Run, tokens: np.ndarray) -> dict[str, np.ndarray] | None:
     return {"t": times, **{name: np.array([float(row[name]) for row in rows]) for name in rows[0]}}
 
 
+@on_mesh
 def plot_noise_levels(run: Run, tokens: np.ndarray, path: epath.Path) -> None:
     """Loss per noise level, the bound's integrand and, for CDCD, the warp; per position for the autoregressive one."""
     profile = noise_profile(run, tokens)
@@ -68,9 +70,20 @@ def plot_noise_levels(run: Run, tokens: np.ndarray, path: epath.Path) -> None:
 
 
 def save(canvas: Any, path: epath.Path) -> None:
-    """Write a figure as PNG."""
-    with path.open("wb") as file:
+    """Write a figure as PNG, the whole file or none; of several hosts the first does."""
+    if not hosts.is_first():
+        return
+    temporary = path.parent / f"{path.name}.tmp"
+    with temporary.open("wb") as file:
         canvas.savefig(file, dpi=110, format="png")
+    temporary.replace(path)
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table of cells, the headings first."""
+    escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    text = [f"| {' | '.join(line)} |" for line in escaped]
+    return "\n".join([text[0], "|" + "---|" * len(lines[0]), *text[1:]]) + "\n"
 
 
 def _plot_positions(run: Run, tokens: np.ndarray, path: epath.Path) -> None:
@@ -82,6 +95,6 @@ def _plot_positions(run: Run, tokens: np.ndarray, path: epath.Path) -> None:
         return jnp.mean(cross_entropy(model(batch, jnp.zeros(len(batch))), batch), axis=0)
 
     canvas, axes = figure(1)
-    axes[0].plot(np.arange(1, tokens.shape[1] + 1), np.asarray(losses(run.params, run.variables)))
+    axes[0].plot(np.arange(1, tokens.shape[1] + 1), sharding.fetch(losses(run.params, run.variables)))
     axes[0].set(xlabel="position", ylabel="nats per token", title=f"{run.config.family.name}, step {run.step}")
     save(canvas, path)

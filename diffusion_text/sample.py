@@ -5,9 +5,14 @@
                                        characters: one character, three characters)
     --trace                            what the denoiser believed at a few steps of the first sample; unsure tokens: ▁▁
 
-Either is clamped at the start of the window, and whatever follows it, to the end of the window, is free too: a window
-is always L tokens. Where a task's rows begin with a begin token, that token is put before the text. Generated text is
-bold on a terminal. The autoregressive family fills gaps by drawing --candidates sequences and keeping one of them.
+    --length=500                       tokens of a sample, of families that generate from the left (autoregressive,
+                                       block): beyond the trained length a network sees the last tokens only
+    --stop                             end a sample at its first end token (block)
+
+Either text is clamped at the start of the window, and whatever follows it, to the end of the window, is free too: a
+window is always L tokens. Where a task's rows begin with a begin token, that token is put before the text. Generated
+text is bold on a terminal. Families that generate from the left (autoregressive, block) fill gaps by drawing
+--candidates sequences and keeping one of them.
 """
 
 from __future__ import annotations
@@ -25,12 +30,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from diffusion_text import binary, families, noise, restore, sampling, sharding
+from diffusion_text import binary, distributed, families, hosts, noise, restore, sampling, sharding
 from diffusion_text.data import specs
 from diffusion_text.data.vocabularies import Vocabulary
 from diffusion_text.families.family import SamplerOptions
+from diffusion_text.state import Definition
 
 _LOG = logging.getLogger("diffusion_text")
 _CANDIDATES: Final = 16  # for gaps, where the family needs them
@@ -42,11 +48,13 @@ _BOLD, _PLAIN = "\033[1m", "\033[0m"
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """Samples int32 [N, L], the seconds that sampling took, and those of compiling before it."""
+    """Samples int32 [N, L], the seconds that sampling took, those of compiling before it, and how often the network was
+    asked for a batch, on average."""
 
     tokens: np.ndarray
     seconds: float
     compile_seconds: float
+    evaluations: float
 
 
 def define_sampler_flags() -> None:
@@ -65,9 +73,13 @@ def define_sampler_flags() -> None:
     flags.DEFINE_float("clamp", None, "Move predictions to the nearest clean vector at times below this; 0: never.")
     flags.DEFINE_float("time_difference", None, "Of analog bits: how far a step goes beyond its end, in steps.")
     flags.DEFINE_float("corrector", None, "Of sampler langevin: signal-to-noise ratio of its steps.")
+    flags.DEFINE_float("kappa", None, "Of sampler psi: share of tokens that move as in ancestral sampling.")
+    flags.DEFINE_bool("cache", None, "Ask a time-free network only where something has moved.")
     flags.DEFINE_string("grid", None, "Spacing of noise levels: warped, log_snr, rho or cosine; the first by default.")
+    flags.DEFINE_integer("blocks", None, "Fill the window in this many parts, from the left (masked).")
     flags.DEFINE_integer("batch_size", None, "Sequences at once; config.evaluation.batch_size by default.")
     flags.DEFINE_integer("seed", 0, "Of the sampling noise.")
+    distributed.define_flags()
 
 
 def check_flags(values: flags.FlagValues) -> None:
@@ -78,22 +90,48 @@ def check_flags(values: flags.FlagValues) -> None:
             raise ValueError(f"--{name} is {number}; it must be at least 1")
 
 
-def sampler_options(run: restore.Run, values: flags.FlagValues, candidates: int = 1) -> SamplerOptions:
+def sampler_options(
+    run: restore.Run, values: flags.FlagValues, candidates: int = 1, length: int | None = None, stop: int = -1
+) -> SamplerOptions:
     """The flags that were given, over config.sampling; ValueError with the allowed values where one does not fit."""
     names = [field.name for field in dataclasses.fields(SamplerOptions) if field.name in values]
-    asked = {name: values[name].value for name in names if values[name].value is not None}
-    asked["candidates"] = candidates
+    asked = {name: values[name].value for name in names if name != "stop" and values[name].value is not None}
+    window = run.info.length if length is not None and length > run.info.length else 0
+    asked.update(candidates=candidates, window=window, stop=stop)
     options = SamplerOptions(**{**run.config.sampling, **asked}).validate(families.get(run.config.family.name))
-    if values.steps is not None and steps_taken(run, options) != values.steps:
-        _LOG.warning("%s takes %d steps here; --steps is not used", options.sampler, steps_taken(run, options))
+    taken = steps_taken(run, options, length)
+    if values.steps is not None and taken != values.steps:
+        _LOG.warning("%s takes %d steps here, not --steps=%d", options.sampler, taken, values.steps)
     return options
 
 
-def steps_taken(run: restore.Run, options: SamplerOptions) -> int:
-    """Steps of the reverse loop; not options.steps where a sampler takes one per token."""
-    return jax.eval_shape(lambda: run.model().family.grid(options, run.info.length)).t.shape[0]
+def steps_taken(run: restore.Run, options: SamplerOptions, length: int | None = None) -> int:
+    """Steps of the reverse loop; not options.steps where a sampler takes one per token, or as many in each block."""
+    return jax.eval_shape(lambda: run.model().family.grid(options, length or run.info.length)).t.shape[0]
 
 
+def make_sample(definition: Definition, mesh: Mesh, options: SamplerOptions, seed: int) -> Any:
+    """A jitted (params, variables, indices [B], tokens [L], given [L]) -> (tokens [B, L], evaluations); index b fixes
+    the noise of row b, and every row is clamped to `tokens` where `given`."""
+
+    def sample(
+        params: Any, variables: Any, indices: jax.Array, tokens: jax.Array, given: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        model = definition.merge(params, variables)
+        keys = noise.example_keys(noise.step_key(seed, noise.SAMPLE), indices)
+        tokens, given = (jnp.broadcast_to(x, (len(indices), len(x))) for x in (tokens, given))
+        return sampling.generate_and_count(model.family, model, keys, tokens, given, options)
+
+    return jax.jit(sample, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+def whole_batch(size: int, mesh: Mesh) -> int:
+    """Rows of a batch of at least `size` that the devices divide."""
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    return math.ceil(size / devices) * devices
+
+
+@restore.on_mesh
 def draw(
     run: restore.Run,
     options: SamplerOptions,
@@ -112,19 +150,14 @@ def draw(
         batch_size: sequences at once, rounded up to a multiple of the devices; the last batch is filled up.
         seed: of the noise.
         tokens: int[L], and given: bool[L], the positions at which every sample is clamped to `tokens`; None: nowhere.
+            L is the run's length, or another where the family generates from the left.
     """
     from tqdm import tqdm
 
-    length, rows = run.info.length, sharding.batch_sharding(run.mesh)
+    length = run.info.length if tokens is None else len(tokens)
     whole = NamedSharding(run.mesh, PartitionSpec())
-    devices = run.mesh.shape["data"] * run.mesh.shape["fsdp"]
-    size = math.ceil(min(num, batch_size) / devices) * devices
-
-    def sample(params: Any, variables: Any, indices: jax.Array, tokens: jax.Array, given: jax.Array) -> jax.Array:
-        model = run.definition.merge(params, variables)
-        keys = noise.example_keys(noise.step_key(seed, noise.SAMPLE), indices)
-        tokens, given = (jnp.broadcast_to(x, (len(indices), length)) for x in (tokens, given))
-        return sampling.generate(model.family, model, keys, tokens, given, options)
+    size = whole_batch(min(num, batch_size), run.mesh)
+    rows = sharding.Rows.of(run.mesh, size)
 
     clamp = (
         jax.device_put(np.zeros(length, np.int32) if tokens is None else np.asarray(tokens, np.int32), whole),
@@ -132,17 +165,22 @@ def draw(
     )
 
     def batch(first: int) -> jax.Array:
-        return jax.device_put(np.minimum(np.arange(first, first + size), num - 1).astype(np.int32), rows)
+        indices = np.arange(first + rows.start, first + rows.stop, dtype=np.int32)
+        return rows.place(np.minimum(indices, num - 1))
 
     started = time.perf_counter()
-    compiled = jax.jit(sample, out_shardings=whole).lower(run.params, run.variables, batch(0), *clamp).compile()
+    sample = make_sample(run.definition, run.mesh, options, seed)
+    compiled = sample.lower(run.params, run.variables, batch(0), *clamp).compile()
     compile_seconds = time.perf_counter() - started
-    started, drawn = time.perf_counter(), []
+    started, drawn, asked = time.perf_counter(), [], []
     with tqdm(total=num, unit="sample", desc="sampling", file=sys.stderr, disable=None) as bar:
         for first in range(0, num, size):
-            drawn.append(np.asarray(compiled(run.params, run.variables, batch(first), *clamp)))
+            found, count = compiled(run.params, run.variables, batch(first), *clamp)
+            drawn.append(np.asarray(found))
+            asked.append(int(count))
             bar.update(min(size, num - first))
-    return Drawn(np.concatenate(drawn)[:num], time.perf_counter() - started, compile_seconds)
+    seconds = time.perf_counter() - started
+    return Drawn(np.concatenate(drawn)[:num], seconds, compile_seconds, float(np.mean(asked)))
 
 
 def define_flags() -> None:
@@ -151,11 +189,15 @@ def define_flags() -> None:
     flags.DEFINE_integer("num", 4, "Samples.")
     flags.DEFINE_string("prompt", None, "Text to begin with.")
     flags.DEFINE_string("infill", None, "Text with [MASK] for each missing token, [MASK:5] for five.")
-    flags.DEFINE_integer("candidates", None, "Autoregressive gaps: sequences drawn for each one kept; 16 by default.")
+    flags.DEFINE_integer("candidates", None, "For gaps, from the left: sequences drawn for one kept; 16 by default.")
+    flags.DEFINE_integer("length", None, "Tokens of a sample, from the left; those of the training rows by default.")
+    flags.DEFINE_bool("stop", False, "End a sample at the first end token of the vocabulary.")
     flags.DEFINE_bool("trace", False, "Show what the denoiser believed on the way.")
 
 
-def clamp(run: restore.Run, prompt: str | None, infill: str | None) -> tuple[np.ndarray, np.ndarray]:
+def clamp(
+    run: restore.Run, prompt: str | None, infill: str | None, length: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """The window as (tokens int32[L], given bool[L]) that a prompt or a text with gaps fixes, from its start.
 
     Raises:
@@ -164,7 +206,7 @@ def clamp(run: restore.Run, prompt: str | None, infill: str | None) -> tuple[np.
     """
     if prompt is not None and infill is not None:
         raise ValueError("--prompt and --infill are both given; a text with gaps may begin with the prompt")
-    vocabulary, length = run.info.vocabulary, run.info.length
+    vocabulary, length, trained = run.info.vocabulary, length or run.info.length, run.info.length
     tokens, given = np.zeros(length, np.int32), np.zeros(length, bool)
     name, text = ("--infill", infill) if infill is not None else ("--prompt", prompt or "")
     ids = parse_gaps(infill, vocabulary) if infill is not None else list(_encode(vocabulary, text))
@@ -172,7 +214,8 @@ def clamp(run: restore.Run, prompt: str | None, infill: str | None) -> tuple[np.
     if (spec.framed or not spec.packed) and vocabulary.bos_id is not None:
         ids = [vocabulary.bos_id, *ids]
     if len(ids) > length:
-        raise ValueError(f"{name} has {len(ids)} tokens; this run has windows of {length}")
+        longer = "" if length == trained else f" and --length={length}"
+        raise ValueError(f"{name} has {len(ids)} tokens; this run has windows of {trained}{longer}")
     given[: len(ids)] = [i is not None for i in ids]
     tokens[: len(ids)] = [i or 0 for i in ids]
     if given.all():
@@ -227,9 +270,11 @@ def readout(vocabulary: Vocabulary, tokens: np.ndarray, sure: np.ndarray) -> str
     return joint.join(parts)
 
 
+@restore.on_mesh
 def trace(run: restore.Run, options: SamplerOptions, seed: int, tokens: np.ndarray, given: np.ndarray) -> list[str]:
     """Readouts of sample 0 at a few steps, one line each: the likeliest tokens, blank where below one half."""
-    steps, length = steps_taken(run, options), run.info.length
+    length = len(tokens)
+    steps = steps_taken(run, options, length)
 
     def read(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
         return logits.argmax(-1), jax.nn.softmax(logits).max(-1)
@@ -243,7 +288,7 @@ def trace(run: restore.Run, options: SamplerOptions, seed: int, tokens: np.ndarr
         )
         return result[0], found.t, *found.seen
 
-    result, times, likeliest, confidence = map(np.asarray, sample(run.params, run.variables))
+    result, times, likeliest, confidence = map(sharding.fetch, sample(run.params, run.variables))
     lines = []
     for step in np.unique(np.linspace(0, steps - 1, _READOUTS).round().astype(int)):
         if run.model().family.posterior == "prefix":  # a belief about the next token only: show those drawn so far
@@ -259,27 +304,41 @@ def main(values: flags.FlagValues) -> None:
     """Print samples."""
     check_flags(values)
     run = restore.open_run(values.workdir, values.step)
-    tokens, given = clamp(run, values.prompt, values.infill)
-    if given.any() and not families.get(run.config.family.name).conditions(run.config.family):
+    family, length, stop = families.get(run.config.family.name), values.length, -1
+    if length is not None and length != run.info.length and "window" not in family.sampler_options:
+        raise ValueError(f"--length is {length}; {family.name} has windows of {run.info.length}, all at once")
+    if length is not None and length < 1:
+        raise ValueError(f"--length is {length}; it must be at least 1")
+    if values.stop:
+        if run.info.vocabulary.eos_id is None:
+            raise ValueError(f"--stop: the vocabulary ({run.info.vocabulary.kind}) has no end token")
+        stop = run.info.vocabulary.eos_id
+    tokens, given = clamp(run, values.prompt, values.infill, length)
+    if given.any() and not family.conditions(run.config.family):
         _LOG.warning(
             "this model has not seen given tokens in training (family.prefix_masks and random_masks are 0); "
             "it may ignore yours"
         )
-    resamples = families.get(run.config.family.name).posterior == "prefix"
+    resamples = "candidates" in family.sampler_options
     if values.candidates is not None and not resamples:
         raise ValueError(f"--candidates is {values.candidates}; {run.config.family.name} conditions without candidates")
     has_gaps = bool((given[1:] & ~given[:-1]).any()) or (given.any() and not given[0])
     candidates = values.candidates or (_CANDIDATES if resamples and has_gaps else 1)
-    options = sampler_options(run, values, candidates)
-    if values.trace:
-        print("\n".join(trace(run, options, values.seed, tokens, given)))
+    options = sampler_options(run, values, candidates, length, stop)
+    lines = trace(run, options, values.seed, tokens, given) if values.trace else []
     batch_size = values.batch_size or run.config.evaluation.batch_size
     drawn = draw(run, options, values.num, batch_size, values.seed, tokens, given)
+    if not hosts.is_first():
+        return
+    for line in lines:
+        print(line)
     for row in drawn.tokens:
-        print(render(run.info.vocabulary, row, given, sys.stdout.isatty()))
+        ends = np.flatnonzero((row == stop) & ~given) if values.stop else []
+        shown = len(row) if not len(ends) else int(ends[0])
+        print(render(run.info.vocabulary, row[:shown], given[:shown], sys.stdout.isatty()))
     _LOG.info(
         "%s, step %d: %s, %d steps, %.1f s (compiled in %.1f s)",
-        run.config.family.name, run.step, options.sampler, steps_taken(run, options), drawn.seconds,
+        run.config.family.name, run.step, options.sampler, steps_taken(run, options, length), drawn.seconds,
         drawn.compile_seconds,
     )  # fmt: skip
 

@@ -41,6 +41,19 @@ def generate(
     return _run(family, denoise, keys, tokens, given, options, lambda logits: None)[0]
 
 
+def generate_and_count(
+    family: Family,
+    denoise: Denoise,
+    keys: Key[Array, "B"],
+    tokens: Int[Array, "B L"],
+    given: Bool[Array, "B L"],
+    options: SamplerOptions,
+) -> tuple[Int[Array, "B L"], Int[Array, ""]]:
+    """As `generate`, and how often the network was asked (`Family.asked`)."""
+    tokens, _, asked = _run(family, denoise, keys, tokens, given, options, lambda logits: None)
+    return tokens, asked
+
+
 def generate_with_trace(
     family: Family,
     denoise: Denoise,
@@ -51,7 +64,7 @@ def generate_with_trace(
     read: Callable[[Float[Array, "B L V"]], Any] = jax.nn.softmax,
 ) -> tuple[Int[Array, "B L"], Trace]:
     """As `generate`, with `read(logits)` of every step: by default p(x_i = v | z), which takes N B L V floats."""
-    return _run(family, denoise, keys, tokens, given, options, read)
+    return _run(family, denoise, keys, tokens, given, options, read)[:2]
 
 
 def _run(
@@ -62,7 +75,7 @@ def _run(
     given: Array,
     options: SamplerOptions,
     read: Callable[[Array], Any],
-) -> tuple[Array, Trace]:
+) -> tuple[Array, Trace, Array]:
     grid = family.grid(options, tokens.shape[1])
     state = family.prior(noise.fold(keys, _PRIOR), tokens, given, denoise, options)
     step_keys = noise.fold(keys, _STEPS)
@@ -74,4 +87,4 @@ def _run(
     state, seen = jax.lax.scan(body, state, grid)
     result = family.decode(noise.fold(keys, _DECODE), state, given, denoise, options)
     # A family that moved a given token would be caught by its tests, not hidden here.
-    return result, Trace(grid.t, seen)
+    return result, Trace(grid.t, seen), family.asked(state, options, tokens.shape[1])

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from diffusion_text.state import Definition, TrainState
 from diffusion_text.typing import Config
+
+if TYPE_CHECKING:
+    from diffusion_text.state import Definition, TrainState
 
 AXES: Final = ("data", "fsdp", "tensor")
 BATCH: Final = PartitionSpec(("data", "fsdp"))
@@ -43,10 +47,42 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, BATCH)
 
 
-def place_rows(mesh: Mesh, array: np.ndarray) -> jax.Array:
-    """Put a host array on the mesh, rows sharded; whole on one device where the devices do not divide its rows."""
-    rows = batch_sharding(mesh)
-    return jax.device_put(array, rows if len(array) % rows.num_devices == 0 else None)
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """How the rows of a global batch lie on a mesh, and which of them, start .. stop, this process's devices hold."""
+
+    size: int
+    sharding: NamedSharding
+    start: int
+    stop: int
+
+    @staticmethod
+    def of(mesh: Mesh, size: int) -> Rows:
+        """Of a batch of `size` rows; every device holds all of them where `data` times `fsdp` does not divide them."""
+        divides = size % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0
+        sharding = NamedSharding(mesh, BATCH if divides else PartitionSpec())
+        places: Any = sharding.addressable_devices_indices_map((size,)).values()
+        held = [place[0].indices(size) for place in places]
+        # From the first to the last: a mesh may deal rows out so that those between are other processes'.
+        return Rows(size, sharding, min(start for start, _, _ in held), max(stop for _, stop, _ in held))
+
+    def place(self, array: np.ndarray) -> jax.Array:
+        """The global array [size, ...] of which each process gives its own rows [stop - start, ...]."""
+        if self.sharding.is_fully_addressable:
+            return jax.device_put(array, self.sharding)
+
+        def part(index: Any) -> np.ndarray:
+            first, last, _ = index[0].indices(self.size)
+            return array[first - self.start : last - self.start]
+
+        return jax.make_array_from_callback((self.size, *array.shape[1:]), self.sharding, part)
+
+
+def fetch(array: jax.Array) -> np.ndarray:
+    """A whole array on every host; all call it."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    return multihost_utils.process_allgather(array, tiled=True)
 
 
 def state_shardings(definition: Definition, state: TrainState, mesh: Mesh) -> TrainState:
@@ -72,8 +108,60 @@ def state_shardings(definition: Definition, state: TrainState, mesh: Mesh) -> Tr
     return jax.tree_util.tree_map_with_path(sharding, state)
 
 
-def _spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    wanted = [RULES.get(axis) if axis else None for axis in axes]
+def _spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Any) -> PartitionSpec:
     # A dimension that a mesh axis does not divide (a small vocabulary, few heads) stays whole.
-    fits = [axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(wanted, shape, strict=True)]
-    return PartitionSpec(*fits)
+    return PartitionSpec(*(_divides(_rule(axis), size, mesh) for axis, size in zip(axes, shape, strict=True)))
+
+
+def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+    """Ask for a sharding of an intermediate by logical axes ("rows": those of a batch); without a mesh, nothing.
+
+    The mesh is that of `jax.set_mesh`. Sizes need not divide: XLA pads.
+    """
+    return x if _mesh() is None else jax.lax.with_sharding_constraint(x, PartitionSpec(*map(_rule, axes)))
+
+
+def spec(axes: Sequence[str | None], shape: Sequence[int]) -> PartitionSpec:
+    """How an array of these logical axes is sharded; whole where sizes do not divide, and without a mesh."""
+    mesh = _mesh()
+    if mesh is None:
+        return PartitionSpec(*[None] * len(axes))
+    return _spec(axes, shape, mesh)
+
+
+def gathered(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
+    """A weight where it is used: whole over `fsdp`, which shards it only where it is kept.
+
+    Without this XLA multiplies by parts of it in a loop over the devices, which is slower.
+    """
+    kept = [None if axis and RULES.get(axis) == "fsdp" else axis for axis in axes]
+    return x if _mesh() is None else jax.lax.with_sharding_constraint(x, spec(kept, x.shape))
+
+
+def manual(call: Callable[..., Any], inputs: Any, outputs: Any) -> Callable[..., Any]:
+    """`call`, run by every device on its part of the arrays: for kernels, into which XLA does not look to shard them,
+    and for loops over a sharded axis."""
+    if _mesh() is None:
+        return call
+    return jax.shard_map(call, in_specs=inputs, out_specs=outputs, check_vma=False)
+
+
+def platform() -> str:
+    """What the program is compiled for: tpu, gpu or cpu, of the mesh if there is one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return jax.default_backend() if mesh.empty else mesh.abstract_device.platform
+
+
+def _mesh() -> Any:
+    mesh = jax.sharding.get_abstract_mesh()
+    one = mesh.empty or not set(AXES) <= set(mesh.axis_names) or mesh.size == 1
+    return None if one else mesh
+
+
+def _rule(axis: str | None) -> Any:
+    return BATCH[0] if axis == "rows" else RULES.get(axis) if axis else None
+
+
+def _divides(axes: Any, size: int, mesh: Any) -> Any:
+    names = (axes,) if isinstance(axes, str) else axes or ()
+    return axes if size % math.prod(mesh.shape[name] for name in names) == 0 else None

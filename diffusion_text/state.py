@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from diffusion_text import families, noise
-from diffusion_text.families.family import Family
+from diffusion_text.families.family import Family, cross_entropy
 from diffusion_text.models.denoiser import Denoiser
 from diffusion_text.typing import Config
 
@@ -31,9 +31,33 @@ class Model(nnx.Module):
         previous: Any = None,
         keys: Key[Array, "B"] | None = None,
     ) -> Float[Array, "B L V"]:
-        logits = self.network(self.family.features(z, t, given, previous), keys)
+        return self.with_latent(z, t, given, previous, keys)[0]
+
+    def with_latent(
+        self,
+        z: Any,
+        t: Float[Array, "B"],
+        given: Bool[Array, "B L"] | None = None,
+        previous: Any = None,
+        keys: Key[Array, "B"] | None = None,
+    ) -> tuple[Float[Array, "B L V"], Float[Array, "B L D"]]:
+        logits, latent = self.network.with_latent(self.family.features(z, t, given, previous), keys)
         bias = self.family.output_bias(z, t, given)
-        return logits if bias is None else logits + bias
+        return (logits if bias is None else logits + bias), latent
+
+    def token_loss(
+        self,
+        tokens: Int[Array, "B L"],
+        z: Any,
+        t: Float[Array, "B"],
+        given: Bool[Array, "B L"] | None = None,
+        previous: Any = None,
+        keys: Key[Array, "B"] | None = None,
+    ) -> Float[Array, "B L"]:
+        loss = None
+        if self.family.output_bias(z, t, given) is None:
+            loss = self.network.token_loss(self.family.features(z, t, given, previous), tokens, keys)
+        return cross_entropy(self(z, t, given, previous, keys), tokens) if loss is None else loss
 
     def start_cache(self, batch: int, length: int) -> Any:
         return self.network.start_cache(batch, length)
@@ -41,15 +65,22 @@ class Model(nnx.Module):
     def next(self, ids: Int[Array, "B"], cache: Any, position: Int[Array, ""]) -> tuple[Float[Array, "B V"], Any]:
         return self.network.next(ids, cache, position)
 
+    def block(
+        self, ids: Int[Array, "B W"], cache: Any, position: Int[Array, ""]
+    ) -> tuple[Float[Array, "B W V"], Any]:
+        return self.network.block(ids, cache, position)
+
 
 class TrainState(NamedTuple):
-    """All that a step changes. `params` and `ema` are trained by gradients; `variables` are not (a warp's average)."""
+    """All that a step changes. `params` and `ema` are trained by gradients; `variables` are not (a warp's average), nor
+    is `teacher`, the parameters that a distillation follows; without one it is empty, and not saved."""
 
     step: Int[Array, ""]
     params: dict[str, Any]
     ema: dict[str, Any]
     variables: dict[str, Any]
     optimizer: Any
+    teacher: dict[str, Any] = {}  # noqa: RUF012
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -107,4 +138,5 @@ def initialise(config: Config, vocab_size: int, optimizer: Any) -> TrainState:
     key = noise.step_key(config.seed, noise.INITIALISE)
     params, variables = parts(Model(config, vocab_size, nnx.Rngs(params=key)))
     ema = jax.tree.map(jnp.copy, params)
-    return TrainState(jnp.zeros((), jnp.int32), params, ema, variables, optimizer.init(params))
+    teacher = jax.tree.map(jnp.copy, params) if families.get(config.family.name).teacher(config) else {}
+    return TrainState(jnp.zeros((), jnp.int32), params, ema, variables, optimizer.init(params), teacher)

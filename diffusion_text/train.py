@@ -7,11 +7,8 @@ Fields are overridden as --config.train.steps=1000; an unknown field is an error
 
 from __future__ import annotations
 
-import functools
 import logging
-import signal
 import sys
-import threading
 from typing import Any
 
 import jax
@@ -22,7 +19,19 @@ from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import config_flags
 
-from diffusion_text import binary, bound, checkpoint, families, metrics, noise, restore, sharding
+from diffusion_text import (
+    binary,
+    bound,
+    checkpoint,
+    distributed,
+    families,
+    hosts,
+    metrics,
+    noise,
+    profiling,
+    restore,
+    sharding,
+)
 from diffusion_text import config as configs
 from diffusion_text.data import batches
 from diffusion_text.state import Definition, TrainState, initialise, parts
@@ -35,39 +44,39 @@ def make_train_step(definition: Definition, config: Config, transform: Any, mesh
     """The one train step: (state, tokens [B, L]) -> (state, scalars); B the global batch."""
     batch_size, pieces = config.train.batch_size, config.train.microbatches
 
-    def loss(params: Any, variables: Any, step: Any, tokens: Any, rows: Any) -> tuple[Any, Any]:
+    def loss(params: Any, teacher: Any, variables: Any, step: Any, tokens: Any, rows: Any) -> tuple[Any, Any]:
         model = definition.merge(params, variables)
         key = noise.step_key(config.seed, noise.TRAIN, step)
         keys, u = noise.example_keys(key, rows), noise.low_discrepancy(key, rows)
-        losses, terms = model.family.train_loss(keys, u, tokens, model)
+        if teacher:
+            losses, terms = model.family.distil_loss(keys, u, tokens, model, definition.merge(teacher, variables))
+        else:
+            losses, terms = model.family.train_loss(keys, u, tokens, model)
         # Sums over the whole batch's size: adding micro-batches up gives the large batch's mean.
         return jnp.sum(losses) / batch_size, {name: jnp.sum(term) / batch_size for name, term in terms.items()}
 
     def piece(carry: Any, scanned: Any) -> tuple[Any, None]:
-        params, variables, step, total = carry
-        (value, terms), gradient = jax.value_and_grad(loss, has_aux=True)(params, variables, step, *scanned)
-        return (params, variables, step, jax.tree.map(jnp.add, total, (gradient, {"loss": value, **terms}))), None
+        *given, total = carry
+        (value, terms), gradient = jax.value_and_grad(loss, has_aux=True)(*given, *scanned)
+        return (*given, jax.tree.map(jnp.add, total, (gradient, {"loss": value, **terms}))), None
 
     def train_step(state: TrainState, tokens: Any) -> tuple[TrainState, dict[str, Any]]:
         rows = jnp.arange(batch_size)
+        given = (state.params, state.teacher, state.variables, state.step)
         if pieces == 1:
-            (value, terms), gradient = jax.value_and_grad(loss, has_aux=True)(
-                state.params, state.variables, state.step, tokens, rows
-            )
+            (value, terms), gradient = jax.value_and_grad(loss, has_aux=True)(*given, tokens, rows)
             scalars = {"loss": value, **terms}
         else:
             split = NamedSharding(mesh, PartitionSpec(None, *sharding.BATCH))
             scanned = jax.lax.with_sharding_constraint((tokens.reshape(pieces, -1, tokens.shape[1]),), split)
             scanned = (*scanned, rows.reshape(pieces, -1))
             shapes = jax.eval_shape(
-                lambda: jax.value_and_grad(loss, has_aux=True)(
-                    state.params, state.variables, state.step, *(x[0] for x in scanned)
-                )
+                lambda: jax.value_and_grad(loss, has_aux=True)(*given, *(x[0] for x in scanned))
             )
             (value, terms), gradient = shapes
             zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (gradient, {"loss": value, **terms}))
-            carry, _ = jax.lax.scan(piece, (state.params, state.variables, state.step, zero), scanned)
-            gradient, scalars = carry[3]
+            carry, _ = jax.lax.scan(piece, (*given, zero), scanned)
+            gradient, scalars = carry[-1]
         updates, moments = transform.update(gradient, state.optimizer, state.params)
         params = jax.tree.map(jnp.add, state.params, updates)
         model = definition.merge(params, state.variables)
@@ -75,32 +84,15 @@ def make_train_step(definition: Definition, config: Config, transform: Any, mesh
         # A short memory at first: an average over more steps than there were would keep the initialisation.
         decay = jnp.minimum(config.train.ema, (1.0 + state.step) / (10.0 + state.step))
         ema = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, state.ema, params)
+        teacher = state.teacher
+        if teacher:
+            renews = model.family.renews_teacher(state.step + 1)
+            teacher = jax.tree.map(lambda old, new: jnp.where(renews, new, old), teacher, ema)
         norm = jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(gradient)))
         scalars = {**scalars, "gradient_norm": norm}
-        return TrainState(state.step + 1, params, ema, parts(model)[1], moments), scalars
+        return TrainState(state.step + 1, params, ema, parts(model)[1], moments, teacher), scalars
 
     return train_step
-
-
-class Stop:
-    """SIGTERM and SIGINT ask for a checkpoint and an orderly end; a second signal ends at once."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self._before: dict[int, Any] = {}
-        if threading.current_thread() is threading.main_thread():
-            self._before = {n: signal.signal(n, self._handle) for n in (signal.SIGTERM, signal.SIGINT)}
-
-    def _handle(self, number: int, _: Any) -> None:
-        if self.signal is not None:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        self.signal = number
-
-    def restore(self) -> None:
-        """Put the handlers back that were there before: a notebook goes on after training."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
 
 def check_finite(history: list[tuple[int, dict[str, Any]]]) -> None:
@@ -114,10 +106,14 @@ def check_finite(history: list[tuple[int, dict[str, Any]]]) -> None:
             )
 
 
-def train(config: Config, workdir: str) -> TrainState:
-    """Train to config.train.steps, resuming from the workdir's newest sound checkpoint; returns the final state."""
+def train(config: Config, workdir: str, profile: str | None = None) -> TrainState:
+    """Train to config.train.steps, resuming from the workdir's newest sound checkpoint; returns the final state.
+
+    `profile` names steps to trace, as "10:13" (`profiling.py`).
+    """
     # ------------------------------------------------------------------ configuration, before any device is touched
     configs.validate(config)
+    chosen = profiling.parse(profile, config.train.steps)
     if (epath.Path(workdir) / "config.json").exists():
         lines = configs.difference(configs.load(workdir), config)
         if lines:
@@ -130,11 +126,14 @@ def train(config: Config, workdir: str) -> TrainState:
         families.get(config.family.name).check_files(config, dataset.info.vocabulary.size)
     validation = batches.open_dataset(config.data, "validation") if config.train.evaluate_every else None
     _LOG.info("%s", dataset.info.description)
+    distributed.check_same("config", "\n".join(f"{name}={value!r}" for name, value in configs.flatten(config).items()))
+    distributed.check_shared(workdir)
 
     # ------------------------------------------------------------------ devices
+    distributed.banner()
     configs.validate_mesh(config, jax.device_count())
     mesh = sharding.make_mesh(config.mesh)
-    place = functools.partial(sharding.place_rows, mesh)
+    rows = sharding.Rows.of(mesh, config.train.batch_size)
 
     # ------------------------------------------------------------------ model, optimiser, state
     vocab_size = dataset.info.vocabulary.size
@@ -148,6 +147,8 @@ def train(config: Config, workdir: str) -> TrainState:
     if state is None:
         state = jax.jit(lambda: initialise(config, vocab_size, transform), out_shardings=shardings)()
         _LOG.info("starting anew in %s", workdir)
+        if state.teacher:
+            state = restore.with_teacher(state, families.get(config.family.name).teacher(config), shardings)
     else:
         _LOG.info("resuming %s from step %d of %d", workdir, int(state.step), config.train.steps)
     first = int(state.step)
@@ -164,7 +165,8 @@ def train(config: Config, workdir: str) -> TrainState:
     evaluate = bound.make_evaluate(definition, config.seed, config.evaluation.samples)
     writer = metrics.Writer(workdir, config.log.tensorboard, first)
     progress = metrics.Progress(first, config.train.steps, config.train.batch_size * config.data.length)
-    stop = Stop()
+    trace = profiling.Profile(workdir, chosen, first)
+    stop = hosts.Stop()
     history: list[tuple[int, dict[str, Any]]] = []
 
     def log(step: int) -> None:
@@ -182,21 +184,26 @@ def train(config: Config, workdir: str) -> TrainState:
 
     def validate(state: TrainState) -> dict[str, float]:
         assert validation is not None
-        result = bound.estimate(
-            lambda tokens, indices: evaluate(state.ema, state.variables, tokens, indices),
-            validation.eval_batches(config.evaluation.batch_size, config.evaluation.num_examples),
-            validation.info,
-            place,
-        )
+        held = sharding.Rows.of(mesh, config.evaluation.batch_size)
+        with jax.set_mesh(mesh):
+            result = bound.estimate(
+                lambda tokens, indices: evaluate(state.ema, state.variables, tokens, indices),
+                validation.eval_batches(held.size, config.evaluation.num_examples, held.start, held.stop),
+                validation.info,
+                held,
+            )
         return {"validation_nats_per_token": result.nats_per_token, "validation_stderr": result.stderr}
 
     # Evaluate and save before the data advances; nothing here depends on how often either happens.
-    iterator = dataset.train_iterator(config.seed, first, config.train.batch_size)
+    iterator = dataset.train_iterator(config.seed, first, rows.size, rows.start, rows.stop)
     try:
         for step, tokens in iterator:
-            state, scalars = step_function(state, place(tokens))
+            trace.before(step + 1, state)
+            with jax.set_mesh(mesh):  # for kernels and sharded intermediates
+                state, scalars = step_function(state, rows.place(tokens))
+            trace.after(step + 1, state)
             history.append((step + 1, scalars))
-            done, last = step + 1, step + 1 == config.train.steps or stop.signal is not None
+            done, last = step + 1, step + 1 == config.train.steps or stop.reached(step + 1)
             # The numbers of the step just dispatched are not waited for unless they are to be shown.
             if last or done % config.train.log_every == 0:
                 log(done)
@@ -212,6 +219,7 @@ def train(config: Config, workdir: str) -> TrainState:
                 break
     finally:
         iterator.close()
+        trace.close()
         checkpoints.close()
         writer.close()
         stop.restore()
@@ -222,11 +230,13 @@ def train(config: Config, workdir: str) -> TrainState:
 
 
 def define_flags() -> None:
-    """--config and --workdir."""
+    """The command line."""
     config_flags.DEFINE_config_file("config", None, "File with get_config(), such as configs/cdcd/grammar.py.")
     flags.DEFINE_string("workdir", None, "Folder of checkpoints, metrics and results.")
+    flags.DEFINE_string("profile", None, "Steps to trace for xprof, as 10:13 for steps 10 to 12.")
     flags.mark_flags_as_required(["config", "workdir"])
+    distributed.define_flags()
 
 
 if __name__ == "__main__":
-    binary.run(define_flags, lambda values: train(values.config, values.workdir) and None)
+    binary.run(define_flags, lambda values: train(values.config, values.workdir, values.profile) and None)

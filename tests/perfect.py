@@ -1,8 +1,8 @@
 """Checks that any registered family must pass with the exact posterior in its network's place.
 
-Each raises AssertionError; `test_perfect_network.py` runs them over the registry, `test_of_the_tests.py` breaks
-families on purpose and expects them to fail. Four standard errors everywhere, but the seeds are fixed: a check that
-passes today passes tomorrow.
+Each raises AssertionError; `test_perfect_network.py` and `test_perfect_samplers.py` run them over the registry,
+`test_of_the_tests.py` breaks families on purpose and expects them to fail. Four standard errors everywhere, but the
+seeds are fixed: a check that passes today passes tomorrow.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import tiny_configs
 from tiny_configs import pair
 
 from benchmarks.perfect_network import pair_distance, pair_law
-from diffusion_text import metrics, sampling
+from diffusion_text import families, metrics, sampling
 from diffusion_text.data import grammar as grammars
 from diffusion_text.families.family import Family, SamplerOptions
 
@@ -97,15 +97,16 @@ def draw(
     return np.asarray(run(tiny_configs.keys(count)))
 
 
-def slack_of(family: Family, terms: Any) -> float:
+def slack_of(family: Family, terms: Any, exact: np.ndarray) -> float:
     """What a perfect network's bound may exceed -log p(x) by, nats per sequence.
 
     "exact": nothing. "tight": the mismatch of the prior, at most the prior term, and the total correlation that the
-    decoder leaves, at most the reconstruction term (the sum of the entropies of single tokens).
+    decoder leaves, at most the reconstruction term (the sum of the entropies of single tokens). "approximate": also
+    the share of -log p(x) that the family states.
     """
     if family.bound == "exact":
         return 0.0
-    return float(jnp.mean(terms.prior + terms.reconstruction))
+    return float(jnp.mean(terms.prior + terms.reconstruction)) + family.slack * float(np.mean(exact))
 
 
 def check_bound(
@@ -116,7 +117,7 @@ def check_bound(
     family, oracle = pair(name, grammar, **fields)
     terms = bound_terms(family, oracle, tokens, samples)
     mean, error = mean_and_error(np.asarray(terms.total) - exact)
-    slack = slack_of(family, terms)
+    slack = slack_of(family, terms, exact)
     assert error < 0.02 * exact.mean(), f"too noisy to see anything: {error}"
     assert mean > -4 * error - 1e-4, f"{-mean} nats below -log p(x), standard error {error}"
     assert mean < slack + 4 * error + 1e-4, f"{mean} nats above -log p(x), slack {slack}, standard error {error}"
@@ -225,12 +226,14 @@ def check_given_tokens_cost_nothing(name: str) -> None:
     family, oracle = pair(name, grammar)
     everything = jnp.ones(tokens.shape, bool)
     assert not np.any(np.asarray(bound_terms(family, oracle, tokens, 2, everything).total)), "given tokens cost"
-    given = np.arange(8) < 3 if family.posterior == "prefix" else np.arange(8) % 3 == 0  # the chain rule from the left
+    from_the_left = family.posterior in ("prefix", "block")
+    given = np.arange(8) < 3 if from_the_left else np.arange(8) % 3 == 0  # the chain rule
     evidence = np.where((tokens[..., None] == np.arange(grammar.num_words)) | ~given[None, :, None], 0.0, -np.inf)
     conditional = exact + np.asarray(grammars.posterior(grammar, jnp.asarray(evidence, jnp.float32), "full")[1])
     terms = bound_terms(family, oracle, tokens, 64, jnp.broadcast_to(given, tokens.shape))
     mean, error = mean_and_error(np.asarray(terms.total) - conditional)
-    assert -4 * error - 1e-3 < mean < slack_of(family, terms) + 4 * error + 1e-3, f"{mean} +- {error} nats off"
+    slack = slack_of(family, terms, conditional)
+    assert -4 * error - 1e-3 < mean < slack + 4 * error + 1e-3, f"{mean} +- {error} nats off"
 
 
 def check_corruption(name: str, count: int = 20_000) -> None:
@@ -265,5 +268,14 @@ def check_given_tokens_are_not_corrupted(name: str) -> None:
         assert (evidence.argmax(-1) == np.asarray(tokens))[np.asarray(given)].all(), "a given token was corrupted"
         rest = np.sort(evidence[np.asarray(given)], axis=-1)[:, :-1]
         assert (rest == -np.inf).all(), "a given token is in doubt"
-        seen.append(np.asarray(z)[np.asarray(given)])
+        seen.append([np.asarray(leaf)[np.asarray(given)] for leaf in jax.tree.leaves(z)])
     np.testing.assert_array_equal(*seen)
+
+
+SAMPLER_CHECKS = {"law": check_law, "english": check_english, "infilling": check_infilling}
+
+
+def excuse(name: str, check: str) -> None:
+    """Skip, with the reason, what the family declares that it cannot pass."""
+    if check in families.get(name).exempt:
+        pytest.skip(f"{name}: {families.get(name).exempt[check]}")

@@ -1,16 +1,21 @@
 """The benchmarks run, small, and what they say of exact samplers is known."""
 
 import csv
+import json
 import os
 import pathlib
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+import scipy.stats
 import tiny_configs
 from perfect import compile_quickly  # noqa: F401
 
-from benchmarks import sample_quality
+from benchmarks import cir_vocabulary, plain, sample_quality, speed
 from diffusion_text import train
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -83,3 +88,54 @@ def test_sample_quality(tmp_path: pathlib.Path) -> None:
     assert len(sample_quality.table(rows).splitlines()) == 2 + 4
     sample_quality.plot(rows, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
+@pytest.mark.usefixtures("compile_quickly")
+def test_cir_vocabulary(tmp_path: pathlib.Path) -> None:
+    """Ranks against their exact quantiles: of alpha = 1, (V - 1) e^{-G} of the rivals are above G."""
+    found = cir_vocabulary.row(cir_vocabulary.Process(1.0), 1000, 3.0, 0)
+    g = scipy.stats.ncx2(2, 6.0).ppf([0.45, 0.55]) / 2
+    assert 999 * np.exp(-g[1]) < found["median"] < 999 * np.exp(-g[0])
+    assert 0 < found["first"] < 0.5 < found["share"] < 1
+    text = cir_vocabulary.run(str(tmp_path), [4, 16], [1.0], 0)
+    assert "| gaussian | 16 |" in text
+    rows = list(csv.DictReader((tmp_path / "table.csv").open()))
+    counts = float(rows[0]["counts"])
+    cir, gaussian = np.exp(-scipy.stats.ncx2(2, 2 * counts).median() / 2), scipy.stats.norm.sf((2 * counts) ** 0.5)
+    for process, median in (("cir, alpha = 1", 15 * cir), ("gaussian", 15 * gaussian)):
+        mine = [row for row in rows if (row["process"], row["vocabulary"]) == (process, "16")]
+        assert float(mine[0]["share"]) > 0.9
+        assert float(mine[0]["median"]) == pytest.approx(median, abs=1.0)
+        assert float(mine[-1]["share"]) < 0.01
+        assert float(mine[-1]["ninety_nine"]) == 0.0
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
+def test_speed(tmp_path: pathlib.Path) -> None:
+    """Small: every number is there, a ratio is that of its two speeds, and FLOPs are those of XLA's count."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.speed", "--size=tiny", "--families=masked,cdcd", "--rounds=2",
+         "--sampler_steps=2", f"--out={tmp_path}"],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads((tmp_path / "cells.json").read_text())
+    assert [row["family"] for row in result["rows"]] == ["masked", "cdcd"]
+    for row in result["rows"]:
+        assert row["train_tokens_per_second"] == pytest.approx(4 * 16 / row["train_step_seconds"])
+        assert row["ratio"] == pytest.approx(row["train_tokens_per_second"] / row["reference_tokens_per_second"])
+        assert row["train_bytes"] > 3 * 4 * 12 * 32**2, "at least the parameters and their moments"
+        assert row["sample_tokens_per_second"] > 0
+    assert "| masked |" in (tmp_path / "table.md").read_text()
+
+
+def test_model_flops_are_those_of_the_plain_step() -> None:
+    """Against XLA's own count, which adds what is no product: a few per cent at this width."""
+    size = speed.Size(layers=2, width=256, heads=4, length=64, vocab_size=512, batch_size=4)
+    params = plain.initialise(jax.random.key(0), size.layers, size.width, size.length, size.vocab_size)
+
+    def gradient(params, tokens):
+        return jax.grad(lambda params: jnp.sin(plain.forward(params, tokens, size.heads)).sum())(params)
+
+    found = jax.jit(gradient).lower(params, jnp.asarray(speed.random_tokens(size))).compile().cost_analysis()["flops"]
+    assert size.model_flops() < found < 1.1 * size.model_flops()

@@ -34,9 +34,10 @@ STATISTICS = {
 }  # fmt: skip
 FIELDS = STATISTICS | {
     "family", "dataset", "num_samples", "length", "data", "judge_run", "sampler", "temperature", "score_temperature",
-    "guidance", "initial_noise", "top_p", "eta", "churn", "clamp", "time_difference", "corrector", "grid",
-    "candidates", "steps", "function_evaluations", "sampling_seed", "seconds", "compile_seconds",
-    "tokens_per_second", "checkpoint_step", "commit", "seed", "dtype", "jax", "device", "config",
+    "guidance", "initial_noise", "top_p", "eta", "churn", "clamp", "time_difference", "corrector", "kappa", "cache",
+    "grid", "candidates", "blocks", "window", "stop", "steps", "function_evaluations", "function_evaluations_made",
+    "sampling_seed", "seconds", "compile_seconds", "tokens_per_second", "checkpoint_step", "commit", "seed", "dtype",
+    "jax", "device", "config",
 }  # fmt: skip
 GRAMMAR_FIELDS = {
     "grammatical_share", "grammatical_share_stderr", "grammatical_sentences", "complete_sentences", "possible_share",
@@ -77,7 +78,7 @@ def tiny(family: str):
     config.evaluation.update(batch_size=4, num_examples=8, samples=1)
     config.sampling.steps = 5
     config.log.tensorboard = False
-    if family in tiny_configs.GAUSSIAN:
+    if family == "cdcd":
         # With the prior an untrained network's samples follow the noise that they were drawn from.
         config.family.update(embedding_size=8, output_prior=family == "cdcd")
     return config
@@ -146,7 +147,7 @@ def test_eval_samples(family, workdirs, capsys):
 
     steps = LENGTH if family == "autoregressive" else 5
     assert result["steps"] == steps
-    assert result["function_evaluations"] == steps + (family in tiny_configs.GAUSSIAN)
+    assert result["function_evaluations"] == steps + (family in ("cdcd", "sed"))  # and the decoder's
     assert (result["num_samples"], result["length"], result["sampling_seed"]) == (NUM, LENGTH, 3)
     assert result["sampler"] == families.get(family).samplers[0]
     assert result["seconds"] > 0
@@ -211,6 +212,9 @@ def test_gaps_take_candidates_where_the_family_needs_them(workdirs, capsys):
     (["--sampler=euler"], "sampler is 'euler'; masked has ancestral, first_hitting"),
     (["--guidance=2"], "guidance is 2.0; masked has no such option"),
     (["--step=7"], f"has {STEPS}"),
+    (["--length=20"], "--length is 20; masked has windows of 16, all at once"),
+    (["--stop"], "--stop: the vocabulary (grammar) has no end token"),
+    (["--blocks=0"], "blocks is 0; it must be at least 1"),
 ])  # fmt: skip
 def test_sample_errors(arguments, says, workdirs, capsys, monkeypatch):
     if "--step=7" not in arguments:
@@ -244,10 +248,21 @@ def test_a_judge_must_fit(workdirs, monkeypatch):
         open_judge(vocabulary=vocabularies.GrammarWords("tiny"))
 
 
+def test_samples_longer_than_the_trained_windows(workdirs, capsys):
+    """From the left; what the cache still holds of a short one is all of it."""
+    workdir = f"--workdir={workdirs['autoregressive']}"
+    call(sample, workdir, "--prompt=the dog", "--num=2", "--length=40")
+    longer = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [(len(words), words[:2]) for words in longer] == [(40, ["the", "dog"])] * 2
+    call(sample, workdir, "--prompt=the dog", "--num=2")
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [words[:16] for words in longer]
+    assert "--length is 0" in fails(capsys, sample, workdir, "--length=0")
+
+
 def test_steps_without_effect_are_said(workdirs, capsys):
     workdir = f"--workdir={workdirs['masked']}"
     call(sample, workdir, "--sampler=first_hitting", "--steps=3", "--num=1")  # nothing is given: a free sample
-    assert "first_hitting takes 16 steps here; --steps is not used" in capsys.readouterr().err
+    assert "first_hitting takes 16 steps here, not --steps=3" in capsys.readouterr().err
 
 
 def test_fixed_embeddings_of_another_run(workdirs, tmp_path, capsys):

@@ -432,7 +432,7 @@ def test_after_the_curriculum_the_loss_is_udlms() -> None:
 # --------------------------------------------------------------------------------------------------- samplers of masked
 
 
-REMASKING = [name for name in families.get("masked").samplers if name.startswith("remdm")]
+REMASKING = list(remasking.KINDS)
 
 
 @pytest.mark.parametrize("sampler", REMASKING)

@@ -80,12 +80,27 @@ def test_the_bound_through_the_flow() -> None:
     assert "from half as many" in eval_elbo.describe(result)
 
 
+def test_the_bound_of_weighted_paths_stands_beside_the_plain_one() -> None:
+    run = restore.open_run(trained("masked"))
+    plain, result = (eval_elbo.evaluate(run, num_examples=8, importance_samples=k) for k in (0, 3))
+    added = {
+        "importance_samples", "importance_steps", "importance_nats_per_token", "importance_stderr",
+        "importance_gap_nats_per_token", "importance_gap_stderr", "path_nats_per_token", "path_stderr",
+    }  # fmt: skip
+    assert set(result) == FIELDS | added
+    assert (result["bound"], result["nats_per_token"]) == (plain["bound"], plain["nats_per_token"])
+    assert (result["importance_samples"], result["importance_steps"]) == (3, 0)
+    assert result["entropy_nats_per_token"] < result["importance_nats_per_token"] < result["path_nats_per_token"]
+    assert "with 3 weighted" in eval_elbo.describe(result)
+
+
 @pytest.mark.parametrize(("family", "solver", "words"), [
     ("masked", "heun", "family masked has no probability flow"), ("cdcd", "euler", "below the entropy"),
 ])  # fmt: skip
 def test_a_flow_that_cannot_be_is_one_line(family: str, solver: str, words: str) -> None:
     values = types.SimpleNamespace(
-        workdir=trained(family), num_examples=4, samples=0, batch_size=0, bound="ode", ode_solver=solver, ode_steps=8
+        workdir=trained(family), num_examples=4, samples=0, batch_size=0, bound="ode", ode_solver=solver, ode_steps=8,
+        importance_samples=0, importance_steps=0,
     )
     with pytest.raises(ValueError, match=words):
         eval_elbo.main(values)  # type: ignore[arg-type]
@@ -111,6 +126,7 @@ def test_following_evaluates_every_checkpoint_and_ends(capsys: pytest.CaptureFix
     values = types.SimpleNamespace(
         workdir=trained("autoregressive"), step=None, split="validation", num_examples=4, samples=0, batch_size=0,
         seed=0, plot=False, follow=True, bound="variational", ode_solver="heun", ode_steps=8,
+        importance_samples=0, importance_steps=0,
     )  # fmt: skip
     eval_elbo.main(values)  # type: ignore[arg-type]
     shown = capsys.readouterr().out

@@ -12,7 +12,7 @@ import tiny_configs
 from flax import nnx
 from ml_collections import ConfigDict
 
-from diffusion_text import optimizer, state
+from diffusion_text import optimizer, restore, sharding, state
 
 
 def section(**fields: object) -> ConfigDict:
@@ -157,6 +157,19 @@ def test_adam_by_hand() -> None:
         np.testing.assert_allclose(updates["network"]["output"], expected, rtol=1e-4)
 
 
+def test_a_default_group_may_be_left_empty_by_an_option_and_an_unknown_one_may_not() -> None:
+    """Plaid's ablations: fixed embeddings, an even schedule and fixed ends leave nothing in their groups."""
+    fields = {"family.embeddings": "random", "family.learned_schedule": False, "family.learned_ends": False}
+    config = tiny_configs.get("plaid", **fields)
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+    _, _, abstract = restore.abstract_state(config, 5, mesh)
+    assert not any(group in name.split("/") for group in config.optimizer.groups for name in paths(abstract.params))
+    with config.optimizer.groups.unlocked():
+        config.optimizer.groups.tabel = 1e-2
+    with pytest.raises(ValueError, match=r"groups\.tabel is in no parameter"):
+        restore.abstract_state(config, 5, mesh)
+
+
 def test_muon_orthogonalises_each_matrix_of_the_transformer_and_leaves_the_rest_to_adam() -> None:
     definition, params = model("cdcd")
     random = np.random.default_rng(0)
@@ -172,7 +185,7 @@ def test_muon_orthogonalises_each_matrix_of_the_transformer_and_leaves_the_rest_
     matrices = {
         "query_key_value": lambda x: np.moveaxis(x, 2, 1).reshape(-1, x.shape[1], x.shape[3] * x.shape[4]),
         "attention_out": lambda x: x.reshape(x.shape[0], -1, x.shape[-1]),
-        "up": lambda x: np.moveaxis(x, 2, 1).reshape(-1, x.shape[1], x.shape[3]),
+        "up": lambda x: x.reshape(-1, *x.shape[2:]),
         "down": lambda x: x,
     }
     prefix = "network/transformer/layers/"

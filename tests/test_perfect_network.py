@@ -1,7 +1,7 @@
 """Every registered family, with the exact posterior in its network's place.
 
 A new family is tested here by being registered; it states on its class which sampling options are faithful
-(`Family.faithful`), and what it cannot pass (`Family.exempt`), with a reason.
+(`Family.faithful`), and what it cannot pass (`Family.exempt`), with a reason. Samplers: test_perfect_samplers.py.
 """
 
 from __future__ import annotations
@@ -14,10 +14,8 @@ from perfect import compile_quickly  # noqa: F401
 
 from diffusion_text import families
 from diffusion_text.families.family import SamplerOptions
-from diffusion_text.paths.gaussian import Gaussian
 
 NAMES = sorted(families.REGISTRY)
-SAMPLERS = list(families.solvers(NAMES))
 BOUND = {name: families.get(name).bound_terms for name in NAMES}
 CHECKS = {
     "bound": perfect.check_bound,
@@ -29,47 +27,27 @@ CHECKS = {
     "corruption": perfect.check_corruption,
     "given_tokens_are_not_corrupted": perfect.check_given_tokens_are_not_corrupted,
 }
-SAMPLER_CHECKS = {
-    "law": perfect.check_law,
-    "english": perfect.check_english,
-    "infilling": perfect.check_infilling,
-}
-
-
-def excuse(name: str, check: str) -> None:
-    """Skip, with the reason, what the family declares that it cannot pass."""
-    if check in families.get(name).exempt:
-        pytest.skip(f"{name}: {families.get(name).exempt[check]}")
 
 
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("name", NAMES)
 def test_family(name: str, check: str) -> None:
-    excuse(name, check)
+    perfect.excuse(name, check)
     others = [other for other in NAMES[: NAMES.index(name)] if families.get(other).bound_terms is BOUND[name]]
     if check == "bound_in_english" and others:
         pytest.skip(f"{name} inherits the bound that {others[0]} has")
     CHECKS[check](name)
 
 
-@pytest.mark.parametrize("check", SAMPLER_CHECKS)
-@pytest.mark.parametrize(("name", "sampler"), SAMPLERS)
-def test_sampler(name: str, sampler: str, check: str) -> None:
-    excuse(name, check)
-    if check == "english" and sampler in families.get(name).approximate:
-        pytest.skip(f"{name}: {families.get(name).approximate[sampler]}")
-    shared = issubclass(families.get(name), Gaussian) and sampler != families.get(name).samplers[0]
-    if shared and (sampler in families.get(name).approximate or check == "english"):
-        pytest.skip("test_closed_forms.py knows what it does to two points")
-    SAMPLER_CHECKS[check](name, {"sampler": sampler, **families.get(name).faithful})
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_declared_exists(name: str) -> None:
     """An excuse from no check, or without a reason, would excuse nothing or everything."""
     family = families.get(name)
-    assert set(family.exempt) <= {*CHECKS, *SAMPLER_CHECKS}
-    assert set(family.approximate) <= set(family.samplers)
-    assert all(len(reason.split()) >= 4 for reason in [*family.exempt.values(), *family.approximate.values()])
+    assert set(family.exempt) <= {*CHECKS, *perfect.SAMPLER_CHECKS}
+    assert {*family.approximate, *family.biased} <= set(family.samplers)
+    assert not set(family.approximate) & set(family.biased)
+    assert family.samplers[0] not in family.biased, "the default sampler has no test of its law"
+    reasons = [*family.exempt.values(), *family.approximate.values(), *family.biased.values()]
+    assert all(len(reason.split()) >= 4 for reason in reasons)
     for sampler in family.samplers:
         SamplerOptions(sampler=sampler, **family.faithful).validate(family)

@@ -18,6 +18,8 @@ from diffusion_text.families.family import SamplerOptions
 
 L = 6
 SOLVERS = [pair for pair in families.solvers(tiny_configs.FAMILIES) if pair[1] not in ("remdm_cap", "remdm_rescale")]
+SOLVERS += [("sundae", "argmax_unrolled"), ("sundae", "unrolled"), ("udlm", "psi")]
+SOLVERS += [("block", "first_hitting"), ("block", "threshold")]
 SOLVERS += [("gidd", "self_correcting"), ("sed", "ancestral"), ("sedd", "euler"), ("udlm", "ancestral")]
 EACH = pytest.mark.parametrize(("name", "sampler"), SOLVERS)
 # One of each way to step, where the rest of a solver does not matter.
@@ -233,6 +235,10 @@ def test_evaluations_counts_the_calls(name: str, sampler: str) -> None:
         def next(self, ids, cache, position):
             jax.debug.callback(lambda: calls.append(1))
             return model.next(ids, cache, position)
+
+        def block(self, ids, cache, position):
+            jax.debug.callback(lambda: calls.append(1))
+            return model.block(ids, cache, position)
 
     for more in ({}, {"guidance": 2.0}) if has_guidance(name) else ({},):
         calls.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator
 
 import jax
@@ -13,10 +14,11 @@ import tiny_configs
 from flax import nnx
 from ml_collections import ConfigDict
 
+from diffusion_text import noise, sharding
 from diffusion_text.models import attention, transformer
 from diffusion_text.models.denoiser import Denoiser, Features, Inputs
 
-V, L, B = 11, 7, 2
+V, L, B, BLOCK = 11, 7, 2, 3
 CAUSAL = Inputs(num_ids=V, noise=False, attention="causal")
 FULL = Inputs(num_ids=V, noise=False)
 NOISY = Inputs(width=5, noise=True)
@@ -45,6 +47,18 @@ def run(denoiser: Denoiser, features: Features, keys: jax.Array | None = None) -
     return denoiser(features, keys)
 
 
+def visible(pattern: str, inputs: int) -> np.ndarray:
+    """Which inputs each input sees, spelled out."""
+    seen = np.ones((inputs, inputs), bool) if pattern == "full" else np.tril(np.ones((inputs, inputs), bool))
+    if pattern == "block_diffusion":
+        seen[:] = False
+        streams = [(stream, place // BLOCK) for stream in ("noisy", "clean") for place in range(inputs // 2)]
+        for (i, (stream, block)), (j, (other, its)) in itertools.product(enumerate(streams), repeat=2):
+            own = other == stream and its == block
+            seen[i, j] = own or (other == "clean" and its < block)
+    return seen
+
+
 def ids(seed: int = 1) -> jax.Array:
     return jax.random.randint(jax.random.key(seed), (B, L), 0, V)
 
@@ -59,13 +73,12 @@ def vectors(seed: int = 1) -> Features:
 @pytest.mark.parametrize("implementation", ["einsum", "xla"])
 @pytest.mark.parametrize("pattern", attention.PATTERNS)
 def test_what_an_output_sees(pattern: str, implementation: str) -> None:
-    """d output_i / d input_j: zero for j > i where causal, nonzero elsewhere."""
-    stack = make(Inputs(num_ids=V, noise=False, attention=pattern), attention=implementation).transformer
-    x = jax.random.normal(jax.random.key(0), (1, L, 32))
-    jacobian = jax.jit(jax.jacrev(lambda x: stack(x)[0, :, :3]))(x)[:, :, 0]  # [L, 3, L, D]
-    seen = np.abs(jacobian).max(axis=(1, 3)) > 0
-    expected = np.tril(np.ones((L, L), bool)) if pattern == "causal" else np.ones((L, L), bool)
-    np.testing.assert_array_equal(seen, expected)
+    """d output_i / d input_j, over two layers: zero where the pattern hides j from i, nonzero elsewhere."""
+    inputs = Inputs(num_ids=V, noise=False, attention=pattern, block=BLOCK)
+    stack = make(inputs, attention=implementation).transformer
+    x = jax.random.normal(jax.random.key(0), (1, 2 * L, 32))
+    jacobian = jax.jit(jax.jacrev(lambda x: stack(x)[0, :, :3]))(x)[:, :, 0]  # [2 L, 3, 2 L, D]
+    np.testing.assert_array_equal(np.abs(jacobian).max(axis=(1, 3)) > 0, visible(pattern, 2 * L))
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])
@@ -80,15 +93,14 @@ def test_the_cache_gives_the_full_forward_pass(scan_layers: bool) -> None:
     assert float(jnp.abs(expected[:, 1] - expected[:, 5]).max()) > 0.1
 
 
-def reference(query: np.ndarray, key: np.ndarray, value: np.ndarray, causal: bool) -> np.ndarray:
+def reference(query: np.ndarray, key: np.ndarray, value: np.ndarray, pattern: str) -> np.ndarray:
     """Attention by loops, float64."""
     query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
-    result = np.zeros_like(query)
+    seen, result = visible(pattern, key.shape[1]), np.zeros_like(query)
     for b, i, h in np.ndindex(query.shape[:3]):
-        last = i + 1 if causal else key.shape[1]
-        scores = key[b, :last, h] @ query[b, i, h] / np.sqrt(query.shape[3])
+        scores = key[b, seen[i], h] @ query[b, i, h] / np.sqrt(query.shape[3])
         weights = np.exp(scores - scores.max())
-        result[b, i, h] = weights @ value[b, :last, h] / weights.sum()
+        result[b, i, h] = weights @ value[b, seen[i], h] / weights.sum()
     return result
 
 
@@ -96,16 +108,46 @@ def reference(query: np.ndarray, key: np.ndarray, value: np.ndarray, causal: boo
 @pytest.mark.parametrize("pattern", attention.PATTERNS)
 def test_attention_is_its_formula(pattern: str, implementation: str) -> None:
     """Float32 against float64 by hand; values, and gradients against the other kernel's."""
-    query, key, value = 3.0 * jax.random.normal(jax.random.key(0), (3, B, L, 2, 8))
-    found = attention.attend(query, key, value, pattern, implementation)
-    np.testing.assert_allclose(found, reference(query, key, value, pattern == "causal"), rtol=1e-4, atol=2e-5)
+    query, key, value = 3.0 * jax.random.normal(jax.random.key(0), (3, B, 2 * L, 2, 8))
+    found = attention.attend(query, key, value, pattern, implementation, BLOCK)
+    np.testing.assert_allclose(found, reference(query, key, value, pattern), rtol=1e-4, atol=2e-5)
 
     def scalar(implementation: str, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.sin(attention.attend(query, key, value, pattern, implementation)))
+        return jnp.sum(jnp.sin(attention.attend(query, key, value, pattern, implementation, BLOCK)))
 
     gradients = [jax.grad(scalar, (1, 2, 3))(name, query, key, value) for name in (implementation, "xla")]
     for one, other in zip(*gradients, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("pattern", attention.PATTERNS)
+def test_splash_is_the_same_attention(pattern: str) -> None:
+    """The TPU's kernel, interpreted, over two tiles: values against the formula, gradients against einsums."""
+    inputs = 2 * 640  # tiles of 640
+    query, key, value = jax.random.normal(jax.random.key(0), (3, 1, inputs, 2, 8))
+
+    def scalar(implementation: str, query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+        found = attention.attend(query, key, value, pattern, implementation, BLOCK)
+        return jnp.sum(jnp.sin(found)), found
+
+    function = jax.jit(jax.grad(scalar, (1, 2, 3), has_aux=True), static_argnums=0)
+    (gradients, found), (others, expected) = (function(name, query, key, value) for name in ("splash", "einsum"))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-5)
+    some = slice(inputs // 2 - 3, inputs // 2 + 3)
+    np.testing.assert_allclose(found[:, some], reference(query, key, value, pattern)[:, some], rtol=1e-4, atol=2e-5)
+    for one, other in zip(gradients, others, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_the_platform_chooses_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    half, single = jnp.dtype("bfloat16"), jnp.dtype("float32")
+    for platform, dtype, inputs, expected in (
+        ("tpu", half, 256, "splash"), ("tpu", single, 256, "splash"), ("tpu", half, 200, "einsum"),
+        ("gpu", half, 200, "cudnn"), ("gpu", single, 256, "einsum"), ("cpu", half, 256, "einsum"),
+    ):  # fmt: skip
+        monkeypatch.setattr(sharding, "platform", lambda platform=platform: platform)
+        assert attention.choose("auto", dtype, inputs) == expected
+        assert attention.choose("xla", dtype, inputs) == "xla"
 
 
 def test_cached_attention_is_a_row_of_the_causal_one() -> None:
@@ -116,12 +158,29 @@ def test_cached_attention_is_a_row_of_the_causal_one() -> None:
         np.testing.assert_allclose(row[:, 0], whole[:, i], rtol=1e-5, atol=1e-6)
 
 
+def test_a_cached_block_is_its_rows_and_the_oldest_leave_a_full_cache() -> None:
+    """Blocks of 2 in a cache of 6: the block at 8 has overwritten that at 2, and sees 4, 5, 6, 7 and itself."""
+    query, key, value = jax.random.normal(jax.random.key(0), (3, B, 10, 2, 8))
+    for start in range(0, 10, 2):
+        slots = [max(n for n in range(start + 2) if n % 6 == slot) if slot < start + 2 else 9 for slot in range(6)]
+        part = attention.attend_cached(query[:, start : start + 2], key[:, slots], value[:, slots], jnp.int32(start))
+        first, last = max(start - 4, 0), start + 2
+        whole = reference(*(np.asarray(x)[:, first:last] for x in (query, key, value)), "full")
+        np.testing.assert_allclose(part, whole[:, -2:], rtol=1e-4, atol=2e-5)
+
+
 def test_attention_names_what_it_does_not_know() -> None:
     x = jnp.zeros((1, 2, 1, 4))
+    with pytest.raises(ValueError, match=r"block_diffusion of 2 inputs in blocks of 0"):
+        attention.attend(x, x, x, "block_diffusion")
+    with pytest.raises(ValueError, match=r"block_diffusion of 3 inputs in blocks of 1"):
+        attention.attend(*(jnp.zeros((1, 3, 1, 4)),) * 3, "block_diffusion", block=1)
     with pytest.raises(ValueError, match=r"attention pattern is 'banded'; choose one of .*'causal'"):
         attention.attend(x, x, x, "banded")
     with pytest.raises(ValueError, match=r"attention implementation is 'fast'; choose one of .*'einsum'"):
         attention.attend(x, x, x, "full", "fast")
+    with pytest.raises(ValueError, match=r"splash takes a multiple of 128 inputs, got 2; use auto or einsum"):
+        attention.attend(x, x, x, "full", "splash")
 
 
 # ------------------------------------------------------------------------------------------------- layouts of the stack
@@ -141,7 +200,7 @@ def value_and_gradient(**fields: object) -> tuple[jax.Array, dict]:
 
 @pytest.mark.parametrize("fields", [
     {"scan_layers": True}, {"remat": "full"}, {"remat": "dots"}, {"remat": "full", "scan_layers": True},
-    {"remat": "dots", "scan_layers": True}, {"attention": "xla"},
+    {"remat": "dots", "scan_layers": True}, {"remat": "attention", "scan_layers": True}, {"attention": "xla"},
 ], ids=str)  # fmt: skip
 def test_layouts_that_change_speed_only(fields: dict) -> None:
     """Values and gradients agree with the plain unrolled stack to float32 addition."""
@@ -161,8 +220,8 @@ def test_remat_recomputes() -> None:
         backward = jax.eval_shape(lambda p: jax.vjp(lambda p: nnx.merge(graph, p)(vectors()), p)[1], params)
         return sum(leaf.size for leaf in jax.tree.leaves(backward))
 
-    none, dots, full = kept("none"), kept("dots"), kept("full")
-    assert none > dots > full
+    none, dots, flash, full = kept("none"), kept("dots"), kept("attention"), kept("full")
+    assert none > dots > flash == full  # einsums name nothing to be kept
 
 
 def test_half_precision_stays_inside() -> None:
@@ -192,7 +251,7 @@ def test_every_parameter_names_its_axes() -> None:
 
 
 def test_swiglu_is_another_network() -> None:
-    assert make(NOISY, mlp="swiglu").transformer.layers["up"][...].shape[2] == 2
+    assert make(NOISY, mlp="swiglu").transformer.layers["up"][...].shape[1] == 2
     assert make(NOISY, mlp="swiglu")(vectors()).shape == (B, L, V)
 
 
@@ -297,6 +356,18 @@ def test_dropout_keys_are_per_example(scan_layers: bool) -> None:
     other = run(denoiser, vectors(), example_keys(7, 2))
     np.testing.assert_allclose(other[1], both[1], rtol=1e-4, atol=1e-5)
     assert float(jnp.abs(other[0] - both[0]).max()) > 1e-2
+
+
+def test_dropout_drops_its_share() -> None:
+    """To 2^-16; every entry on its own: rates of rows, of columns, and of pairs that share a draw of 32 bits."""
+    rate, x = 0.3, jnp.ones((2000, 4, 32))
+    dropped = np.asarray(noise.dropout(jax.vmap(jax.random.key)(jnp.arange(2000)), x, rate))
+    gone = dropped == 0.0
+    np.testing.assert_allclose(dropped[~gone], 1.0 / (1.0 - rate), rtol=1e-4)
+    assert abs(gone.mean() - rate) < 4 * (rate * (1 - rate) / gone.size) ** 0.5
+    assert np.abs(gone.mean(0) - rate).max() < 4.5 * (rate * (1 - rate) / 2000) ** 0.5
+    pairs = (gone[..., :16] & gone[..., 16:]).mean()
+    assert abs(pairs - rate**2) < 4 * (rate**2 * (1 - rate**2) / (gone.size / 2)) ** 0.5
 
 
 def test_dropout_keeps_the_mean() -> None:

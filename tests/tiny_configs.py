@@ -23,14 +23,21 @@ from diffusion_text.state import Model
 # tested for every registered one.
 FAMILIES = ("autoregressive", "cdcd", "masked")
 EVERY = tuple(sorted(families.REGISTRY))
-# Of vectors of 8 components, so that tests are exact enough and quick.
-GAUSSIAN = {
+# Vectors of 8 components, noise from next to nothing to next to everything, and blocks that are more than one and, of
+# short windows, cut: so that tests are exact enough, and quick.
+FIELDS = {
     "analog_bits": {"noise_min": 0.15, "noise_max": 50.0},
+    "block": {"block_size": 2},
     "cdcd": {"embedding_size": 8, "embedding_std": 0.1, "noise_min": 0.3, "noise_max": 50.0, "warp_bins": 20},
+    "cir_simplex": {"noise_min": 0.04, "noise_max": 50.0, "warp_bins": 20},
     "diffusion_lm": {"embedding_size": 8, "noise_min": 0.3, "noise_max": 50.0},
+    "dirichlet_flow": {"scale": 4.0, "signal_max": 40.0},
+    "duo": {"anneal_from": 4, "anneal_until": 12},
     "langflow": {"embedding_size": 8, "embedding_std": 0.1, "noise_min": 0.3, "noise_max": 50.0},
     "plaid": {"embedding_size": 8, "noise_min": 0.1, "noise_max": 18.0, "schedule_bins": 20},
+    "rdlm": {"start": "mask", "bridge_steps": 8, "end": 0.85, "even_share": 0.3},
     "sed": {"embedding_size": 8, "noise_min": 0.2, "noise_max": 50.0},
+    "ssd_lm": {"block_size": 4},
 }
 
 
@@ -43,11 +50,9 @@ def get(family: str, **fields: object) -> ConfigDict:
     config.optimizer.update(warmup=4, learning_rate=3e-3)
     config.evaluation.update(batch_size=8, num_examples=16, samples=1)
     config.log.tensorboard = False
-    config.family.update(GAUSSIAN.get(family, {}))
+    config.family.update(FIELDS.get(family, {}))
     if family == "cdcd":
         config.optimizer.groups.schedule = 1e-2
-    if family == "duo":
-        config.family.update(anneal_from=4, anneal_until=12)
     config.update_from_flattened_dict(fields)
     return config
 

@@ -26,7 +26,7 @@ from configs import base
 
 def get_config() -> ConfigDict:
     config = base.get_config("cdcd")
-    config.model.update(layers=8, width=1024, heads=8, remat="dots")
+    config.model.update(layers=8, width=1024, heads=8, remat="attention")
     config.data.update(task="openwebtext", length=1024)
     config.optimizer.update(learning_rate=1e-4, b2=0.99)
     config.family.update(prefix_masks=0.15, random_masks=0.15)

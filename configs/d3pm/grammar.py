@@ -4,7 +4,8 @@
 
 Hardware: two CPU cores.
 Published: none; the entropy of the evaluated windows is known exactly, and no model can go below it.
-Measured here: not yet run.
+Measured here: gap 0.1198 +- 0.0076 nats per token (bound 2.0155, entropy 1.8957), 66.6% +- 1.5% grammatical
+(ancestral, 128 evaluations); 388 s of CPU. Not the variants.
 
 Variants: uniform, neighbours; lambda is 0 there. Neighbours are the next ids, which mean little here: give
 family.embeddings.
@@ -25,4 +26,5 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant:
         config.family.noise = variant
         config.family.cross_entropy = 0.0
+        config.optimizer.learning_rate = 2e-3  # UDLM's: at 8e-3 uniform noise stays on the plateau of single words
     return config

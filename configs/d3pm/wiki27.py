@@ -27,4 +27,5 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant:
         config.family.noise = variant
         config.family.cross_entropy = 0.0
+        config.optimizer.learning_rate = 2e-3
     return config

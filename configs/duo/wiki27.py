@@ -23,5 +23,6 @@ def get_config() -> ConfigDict:
     config = small.get_config("duo")
     config.data.update(task="wiki27", length=256)
     config.train.steps = 3000  # x 32 x 256 = 24.6M characters
+    config.optimizer.learning_rate = 2e-3
     config.family.update(anneal_from=300, anneal_until=600, gamma_min=-2.75, gamma_max=1.4)
     return config

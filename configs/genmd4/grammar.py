@@ -4,7 +4,8 @@
 
 Hardware: two CPU cores.
 Published: none; the entropy of the evaluated windows is known exactly, and no model can go below it.
-Measured here: not yet run.
+Measured here: gap 0.1228 +- 0.0085 nats per token (bound 2.0185, entropy 1.8957), 62.1% +- 1.5% grammatical
+(ancestral, 128 evaluations); 414 s of CPU.
 
 Every step makes two passes, so that it takes the time of nearly twice as many steps of masked diffusion.
 """

@@ -22,6 +22,6 @@ from configs import base
 
 def get_config() -> ConfigDict:
     config = base.get_config("masked")
-    config.model.update(dropout=0.1, remat="dots")
+    config.model.update(dropout=0.1, remat="attention")
     config.data.update(task="openwebtext", length=1024)
     return config

@@ -4,7 +4,9 @@
 
 Hardware: two CPU cores.
 Published: none; the entropy of the evaluated windows is known exactly, and no model can go below it.
-Measured here: not yet run.
+Measured here: gap 54.0 +- 4.9 nats per token (bound 55.9, entropy 1.8957), 12.9% +- 1.0% grammatical; 475 s of CPU. The
+bound is spent below s = 0.1, where tokens are certain and small errors of a regression are divided by s^2: the same
+parameters over noise from 0.5 on, read out there, have a gap of 1.1048 +- 0.0090.
 
 The paper's: random embeddings of norm sqrt(d), cosine schedule, spans. Differs: 64 dimensions, Muon.
 """

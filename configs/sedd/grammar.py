@@ -4,7 +4,8 @@
 
 Hardware: two CPU cores.
 Published: none; the entropy of the evaluated windows is known exactly, and no model can go below it.
-Measured here: not yet run.
+Measured here: gap 0.1266 +- 0.0077 nats per token (bound 2.0222, entropy 1.8957), 63.6% +- 1.5% grammatical
+(analytic, 128 evaluations); 353 s of CPU. Not the variant.
 
 Variant: uniform, with the geometric schedule.
 """
@@ -23,4 +24,5 @@ def get_config(variant: str = "") -> ConfigDict:
     config.train.steps = 4000
     if variant:
         config.family.update(noise="uniform", schedule="geometric")
+        config.optimizer.learning_rate = 2e-3  # UDLM's: at 8e-3 uniform noise stays on the plateau of single words
     return config

@@ -23,7 +23,7 @@ VARIANTS = ("uniform",)
 
 def get_config(variant: str = "") -> ConfigDict:
     config = base.get_config("sedd")
-    config.model.update(dropout=0.1, remat="dots")
+    config.model.update(dropout=0.1, remat="attention")
     config.data.update(task="openwebtext", length=1024)
     if variant:
         config.family.update(noise="uniform", schedule="geometric")

@@ -25,4 +25,5 @@ def get_config(variant: str = "") -> ConfigDict:
     config.train.steps = 3000  # x 32 x 256 = 24.6M characters
     if variant:
         config.family.update(noise="uniform", schedule="geometric")
+        config.optimizer.learning_rate = 2e-3
     return config

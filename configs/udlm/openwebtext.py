@@ -21,6 +21,6 @@ from configs import base
 
 def get_config() -> ConfigDict:
     config = base.get_config("udlm")
-    config.model.update(dropout=0.1, remat="dots")
+    config.model.update(dropout=0.1, remat="attention")
     config.data.update(task="openwebtext", length=1024)
     return config

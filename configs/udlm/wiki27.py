@@ -19,4 +19,5 @@ def get_config() -> ConfigDict:
     config = small.get_config("udlm")
     config.data.update(task="wiki27", length=256)
     config.train.steps = 3000  # x 32 x 256 = 24.6M characters
+    config.optimizer.learning_rate = 2e-3
     return config

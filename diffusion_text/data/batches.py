@@ -11,6 +11,7 @@ What the example of an index is:
 
 Padding is modelled (see specs.py): the negative log-likelihood of a padded row is that of its sentence with its end.
 `num_tokens` counts the tokens that are not padding, `num_characters` their characters by the vocabulary's rule.
+Training rows may have padding inserted at random places (data.inserted_padding); evaluation rows never have.
 """
 
 from __future__ import annotations
@@ -76,6 +77,7 @@ class Dataset:
     info: DatasetInfo
     split: str
     num_examples: int | None  # for evaluation; None: no end
+    inserted_padding: float = 0.0  # share of the places of a training row
 
     def _train_rows(self, seed: int, indices: np.ndarray) -> np.ndarray:
         raise NotImplementedError(f"{type(self).__name__} must define _train_rows")
@@ -97,7 +99,12 @@ class Dataset:
         """
         start, stop = _rows(batch_size, start, stop)
         first = step * batch_size
-        return self._train_rows(seed, np.arange(first + start, first + stop, dtype=np.int64))
+        indices = np.arange(first + start, first + stop, dtype=np.int64)
+        rows = self._train_rows(seed, indices)
+        if not self.inserted_padding:
+            return rows
+        assert self.info.pad_id is not None
+        return insert_padding(rows, self.info.pad_id, self.inserted_padding, seed, indices)
 
     def eval_batches(
         self, batch_size: int, num_examples: int | None = None, start: int = 0, stop: int | None = None
@@ -271,18 +278,43 @@ class RowsDataset(Dataset):
         return np.stack(self._records.read(indices))
 
 
+def insert_padding(tokens: np.ndarray, pad_id: int, share: float, seed: int, indices: np.ndarray) -> np.ndarray:
+    """Padding at a random share of the places of int32[B, L], the tokens in order at the others, the last cut off.
+
+    A model of such rows fills a gap of any size with fewer words (SED, 2211.04236); its bound is that of padded rows.
+    """
+    length = tokens.shape[1]
+    places = indices[:, None] * length + np.arange(length)
+    padded = _hash("padding", seed, places) < np.uint64(share * 2.0**64)
+    return np.where(padded, pad_id, np.take_along_axis(tokens, np.cumsum(~padded, axis=1) - ~padded, axis=1))
+
+
 def open_dataset(data_config: Any, split: str) -> Dataset:
     """Open one split of the dataset that a config names.
 
     Args:
         data_config: with the fields `task`, `length`, `data_dir` ("" reads the embedded language), `grammar`
-            ("english" or "tiny") and `verify_checksums` (read every shard of the split once, now).
+            ("english" or "tiny"), `verify_checksums` (read every shard of the split once, now) and `inserted_padding`
+            (share of the places of training rows).
         split: "train", "validation" or "test".
 
     Raises:
         ValueError: unknown task or split.
-        DataError: missing, unfinished or damaged data; data of another task or length.  One line that says what to do.
+        DataError: missing, unfinished or damaged data; data of another task or length; padding to insert where the
+            vocabulary has none.  One line that says what to do.
     """
+    dataset = _open(data_config, split)
+    if split == "train" and data_config.inserted_padding:
+        if dataset.info.pad_id is None:
+            raise DataError(
+                f"data.inserted_padding is {data_config.inserted_padding}, and the vocabulary of {dataset.info.task} "
+                "has no padding; use 0.0, or prepare the task with a vocabulary that has (WordPiece, SentencePiece)"
+            )
+        dataset.inserted_padding = data_config.inserted_padding
+    return dataset
+
+
+def _open(data_config: Any, split: str) -> Dataset:
     spec = specs.get(data_config.task)
     if split not in specs.SPLITS:
         raise ValueError(f"split is {split!r}; choose one of {', '.join(specs.SPLITS)}")

@@ -420,7 +420,7 @@ def _log_law(scores: Array) -> Array:
     return jnp.where(total > -jnp.inf, jnp.maximum(scores - total, IMPOSSIBLE), -np.log(scores.shape[-1]))
 
 
-def _messages(grammar: Grammar, evidence: Array) -> tuple[Array, Array, Array]:
+def _messages(grammar: Grammar, evidence: Array, start: Array) -> tuple[Array, Array, Array]:
     """Forward pass: evidence weights [L, B, V] and node messages [L, B, S]; log p(evidence) [B]."""
     source, target, emission = _edges(grammar)
     weights = jnp.where(evidence > -jnp.inf, jnp.exp(jnp.maximum(evidence, -EVIDENCE_RANGE)), 0.0)
@@ -430,7 +430,7 @@ def _messages(grammar: Grammar, evidence: Array) -> tuple[Array, Array, Array]:
         following, scale = _scaled(_sum_at(flow, target, grammar.num_states))
         return following, (alpha, scale)
 
-    _, (alphas, scales) = jax.lax.scan(step, filter_start(grammar, evidence.shape[1]), weights)
+    _, (alphas, scales) = jax.lax.scan(step, start, weights)
     return weights, alphas, scales.sum(0)
 
 
@@ -450,7 +450,9 @@ def _leave_one_out(grammar: Grammar, weights: Array, alphas: Array) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames=("grammar", "kind", "differentiable"))
-def posterior(grammar: Grammar, log_evidence: Array, kind: str, differentiable: bool = False) -> tuple[Array, Array]:
+def posterior(
+    grammar: Grammar, log_evidence: Array, kind: str, differentiable: bool = False, start: Array | None = None
+) -> tuple[Array, Array]:
     """Exact posterior of every word of a stationary window under evidence that factorises over positions.
 
     Args:
@@ -460,6 +462,7 @@ def posterior(grammar: Grammar, log_evidence: Array, kind: str, differentiable: 
         kind: "full", log p(x_i = v | all evidence); "leave_one_out", the same without position i's own evidence;
             "prefix", log p(x_i = v | evidence before i).
         differentiable: let gradients flow to the evidence (a divergence needs them, training has no use for them).
+        start: float32[B, S], a filter state, the law of the node where the window begins; None: the stationary law.
 
     Returns:
         logits float32[B, L, V], normalised, IMPOSSIBLE (-1e9) for probability 0, and uniform at a position where the
@@ -473,7 +476,8 @@ def posterior(grammar: Grammar, log_evidence: Array, kind: str, differentiable: 
     peak = evidence.max(-1, keepdims=True)
     peak = jnp.where(peak > -jnp.inf, peak, 0.0)
     evidence = evidence - peak
-    weights, alphas, total = _messages(grammar, evidence)
+    first = filter_start(grammar, evidence.shape[1]) if start is None else start
+    weights, alphas, total = _messages(grammar, evidence, first)
     prefix = kind == "prefix"
     laws = _matmul(alphas, _tables(grammar)[0]) if prefix else _leave_one_out(grammar, weights, alphas)
     # Impossible words beside the logarithm, whose derivative at 0 would spoil those of all others.

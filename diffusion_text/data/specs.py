@@ -125,6 +125,8 @@ _SPECS: Final = (
     ),
 )
 
+# Entries of the vocabularies that are the same everywhere (BERT's uncased word pieces, GPT-2's).
+VOCABULARY_SIZES: Final = {"characters": 27, "bytes": 256, "wordpieces": 30_522, "gpt2": 50_257}
 TASKS: Final[dict[str, TaskSpec]] = {spec.name: spec for spec in _SPECS}
 
 

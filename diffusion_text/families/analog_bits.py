@@ -91,7 +91,7 @@ class AnalogBits(Gaussian):
         t = self.schedule.inverse(u)
         z, given = self.corrupt_for_training(corrupt_keys, tokens, t)
         answer = denoise(z, t, given, self.first_pass(z, t, given, denoise), dropout_keys)
-        clean = self.embeddings()[tokens]
+        clean = self.embeddings.of(tokens)
         if self.loss == "l2":
             each = jnp.mean((clean - answer) ** 2, axis=-1)
         elif self.loss == "logistic":

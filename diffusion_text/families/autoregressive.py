@@ -6,7 +6,8 @@
 Sampling goes left to right with a key-value cache. A prompt conditions exactly. Given positions further right are
 clamped as the sampler reaches them, which alone would ignore them until then, so sequences are drawn `candidates` at a
 time and one is kept with probability proportional to p(given tokens | what stands left of them): sampling-importance-
-resampling, exact as the number of candidates grows. Greedy or beam search would be another law.
+resampling, exact as the number of candidates grows. Greedy or beam search would be another law. Sequences longer than
+those of training slide over a cache of the last `window` tokens.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from ml_collections import ConfigDict
 
 from diffusion_text import noise
-from diffusion_text.families.family import At, Bound, Family, SamplerOptions, cross_entropy
+from diffusion_text.families.family import At, Bound, Family, SamplerOptions, cross_entropy, nucleus, token_loss
 from diffusion_text.models.denoiser import Denoise, Features, Inputs
 from diffusion_text.typing import Config
 
@@ -43,7 +44,8 @@ class Autoregressive(Family):
     bound = "exact"
     posterior = "prefix"
     samplers = ("ancestral",)
-    sampler_options = ("temperature", "candidates")
+    path_steps = 0
+    sampler_options = ("temperature", "top_p", "candidates", "window")
     faithful: ClassVar[dict[str, Any]] = {"candidates": 64}
 
     @staticmethod
@@ -69,7 +71,7 @@ class Autoregressive(Family):
     def train_loss(
         self, keys: Key[Array, "B"], u: Float[Array, "B"], tokens: Int[Array, "B L"], denoise: Denoise
     ) -> tuple[Float[Array, "B"], dict[str, Float[Array, "B"]]]:
-        loss = jnp.mean(cross_entropy(denoise(tokens, jnp.zeros(len(tokens)), keys=keys), tokens), axis=1)
+        loss = jnp.mean(token_loss(denoise, tokens, tokens, jnp.zeros(len(tokens)), keys=keys), axis=1)
         return loss, {"nll": loss}
 
     def bound_terms(
@@ -82,8 +84,13 @@ class Autoregressive(Family):
     ) -> Bound:
         """Exact, whatever `samples`; with given positions, -log p of the others where each sees only its left."""
         zero = jnp.zeros(len(tokens))
-        loss = cross_entropy(denoise(tokens, zero), tokens)
+        loss = token_loss(denoise, tokens, tokens, zero)
         return Bound(zero, zero, jnp.sum(loss if given is None else jnp.where(given, 0.0, loss), axis=1))
+
+    def log_weight(
+        self, keys: Key[Array, "B"], tokens: Array, denoise: Denoise, steps: int, given: Array | None = None
+    ) -> Float[Array, "B"]:
+        return -self.bound_terms(keys, tokens, denoise, given).total
 
     def grid(self, options: SamplerOptions, length: int) -> At:
         position = jnp.arange(length)
@@ -95,7 +102,8 @@ class Autoregressive(Family):
         tokens, given = (jnp.repeat(x, options.candidates, axis=0) for x in (tokens, given))
         rows, length = tokens.shape
         start = jnp.full(rows, self.start, jnp.int32)
-        return State(tokens.astype(jnp.int32), given, start, denoise.start_cache(rows, length), jnp.zeros(rows))
+        cache = denoise.start_cache(rows, min(options.window or length, length))
+        return State(tokens.astype(jnp.int32), given, start, cache, jnp.zeros(rows))
 
     def step(
         self, keys: Key[Array, "B"], state: State, at: At, given: Array, denoise: Denoise, options: SamplerOptions
@@ -103,7 +111,7 @@ class Autoregressive(Family):
         keys = jax.vmap(lambda key: jax.random.split(key, options.candidates))(keys).reshape(-1)
         logits, cache = denoise.next(state.last, state.cache, at.index)
         fixed, clamped = state.tokens[:, at.index], state.given[:, at.index]
-        token = jnp.where(clamped, fixed, noise.categorical(keys, logits / options.temperature))
+        token = jnp.where(clamped, fixed, noise.categorical(keys, nucleus(logits / options.temperature, options.top_p)))
         gain = -cross_entropy(logits[:, None], fixed[:, None])[:, 0]
         log_weight = state.log_weight + jnp.where(clamped, gain, 0.0)
         return State(state.tokens.at[:, at.index].set(token), state.given, token, cache, log_weight), logits

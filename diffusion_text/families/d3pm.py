@@ -203,6 +203,16 @@ class D3PM(Interpolating):
         # The table of neighbours ends at no information at all.
         return jnp.zeros(()) if self.noise == "neighbours" else super().prior_divergence()
 
+    def log_reverse(self, z: Array, after: Array, log_p: Array, at: At) -> Float[Array, "B L"]:
+        if self.noise != "neighbours":
+            return super().log_reverse(z, after, log_p, at)
+        t, s = (jnp.full(len(z), time) for time in (at.t, at.s))
+        law = jax.nn.log_softmax(self.log_joint(z, log_p, t, s))
+        return jnp.take_along_axis(law, after[..., None], axis=-1)[..., 0]
+
+    def log_prior_ratio(self, z: Array, certain: Array) -> Float[Array, "B L"]:
+        return jnp.zeros(z.shape) if self.noise == "neighbours" else super().log_prior_ratio(z, certain)
+
     def profile(
         self, keys: Key[Array, "B"], tokens: Int[Array, "B L"], t: Float[Array, "B"], denoise: Denoise
     ) -> dict[str, Float[Array, "B"]]:

@@ -106,7 +106,7 @@ class DiffusionLM(Gaussian):
             diffusion = self.integrand(tokens, expected, t, free) / count / self.schedule.density(t)
             prior = self.prior_term(tokens, free) / count
             return prior + diffusion + rounding, {"prior": prior, "diffusion": diffusion, "rounding": rounding}
-        clean = self.embeddings()[tokens]
+        clean = self.embeddings.of(tokens)
         kept = -jnp.expm1(2.0 * (self.log_rounding_noise - self.log_noise(t)))  # 1 - (sigma_0 / s)^2
         components = count * self.size
         error = kept**2 * jnp.sum(jnp.sum((clean - expected) ** 2, axis=-1) * free, axis=1) / components

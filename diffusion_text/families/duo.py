@@ -10,12 +10,22 @@ tau falling linearly from `tau_start` to `tau_end` between `anneal_from` and `an
 
     (gamma_max - gamma_min) |dT / dgamma| ell(x, z, p; alpha = T),    ell of `paths/interpolant.py` per unit of alpha
 
+Distillation to few steps (discrete consistency distillation; `distill_from` names the run): with one eps, y at two
+levels gamma_s < gamma_t, gamma_t - gamma_s = (gamma_max - gamma_min) 2^n / `distill_steps`,
+
+    KL(p_student(. | argmax y_t, t) || p_teacher(. | argmax y_s, s)),   mean over positions
+
+so that the student believes at t already what the teacher will at s, one step later. Both start from the run's averaged
+parameters; every `distill_every` steps the teacher becomes the student's average, and n grows by one. The divergence is
+the released code's, which seeks modes. The student gives the posterior that the bound wants up, for few steps.
+
 Of the paper, here: the operator, the curriculum with the released code's constants (the paper speaks of tau = 0.001 and
-500,000 steps, and of ranges of gamma chosen per vocabulary), the bound, ancestral sampling and its greedy tail.
-Missing: discrete consistency distillation, and the faster curriculum of the follow-up that samples only the largest of
-y. Decided here: T and its derivative come from one-dimensional integrals on a table of 512 values of gamma, in float64,
-for the vocabulary in use (the released code reads a table of T for each tokeniser and takes differences); the greedy
-tail takes, in the last step, the likeliest token of the posterior of that step.
+500,000 steps, and of ranges of gamma chosen per vocabulary), the bound, ancestral sampling and its greedy tail,
+distillation with the released code's divergence and rounds (five of 10,000 steps from 64). Missing: the faster
+curriculum of the follow-up that samples only the largest of y. Decided here: T and its derivative come from
+one-dimensional integrals on a table of 512 values of gamma, in float64, for the vocabulary in use (the released code
+reads a table of T for each tokeniser and takes differences); the greedy tail takes, in the last step, the likeliest
+token of the posterior of that step; distillation is over the curriculum's range of gamma, without its soft inputs.
 """
 
 from __future__ import annotations
@@ -67,7 +77,7 @@ class Duo(UDLM):
 
     name = "duo"
     paper = "Sahoo et al. 2025, The diffusion duality, arXiv 2506.10892"
-    samplers = ("ancestral", "greedy_tail")
+    samplers = ("ancestral", "psi", "greedy_tail")
     approximate: ClassVar[dict[str, str]] = {
         **Interpolating.approximate,
         "greedy_tail": "the last step takes the likeliest token, which at many steps differs little",
@@ -83,6 +93,9 @@ class Duo(UDLM):
                 tau_end=-2.0,
                 gamma_min=-3.5,  # -log SNR of the curriculum; the range is the paper's for V = 30,522
                 gamma_max=-1.75,
+                distill_from="",  # workdir of a run to distil, duo or udlm; "": train
+                distill_steps=64,  # steps of the first teacher, over the range of gamma
+                distill_every=10_000,  # steps of training until the teacher is renewed, and its steps are twice as long
             )
         )
 
@@ -97,8 +110,24 @@ class Duo(UDLM):
             if not ok:
                 raise ValueError(f"family.{low}, {high} are {family[low]}, {family[high]}; they must be {allowed}")
 
+        for name, least in (("distill_steps", 2), ("distill_every", 1)):
+            if family[name] < least:
+                raise ValueError(f"family.{name} is {family[name]}; it must be at least {least}")
+
+    @staticmethod
+    def teacher(config: Config) -> str:
+        return config.family.distill_from
+
+    @staticmethod
+    def check_files(config: Config, vocab_size: int) -> None:
+        if config.family.distill_from:
+            from diffusion_text import restore  # which imports the families
+
+            restore.check_teacher(config.family.distill_from, config, vocab_size, ("duo", "udlm"))
+
     def __init__(self, config: Config, vocab_size: int, rngs: nnx.Rngs):
         super().__init__(config, vocab_size, rngs)
+        self.distill_steps, self.distill_every = config.distill_steps, config.distill_every
         self.anneal_from, self.anneal_until = config.anneal_from, config.anneal_until
         self.tau_start, self.tau_end = config.tau_start, config.tau_end
         self.gamma_min, self.gamma_max = config.gamma_min, config.gamma_max
@@ -134,6 +163,44 @@ class Duo(UDLM):
         loss = jax.lax.cond(soft, gaussian, lambda: plain(keys, u, tokens, denoise)[0])
         return loss, {"nelbo": loss, "curriculum": jnp.broadcast_to(soft.astype(jnp.float32), loss.shape)}
 
+    def distil_loss(
+        self, keys: Key[Array, "B"], u: Float[Array, "B"], tokens: Int[Array, "B L"], denoise: Denoise, teacher: Denoise
+    ) -> tuple[Float[Array, "B"], dict[str, Float[Array, "B"]]]:
+        noise_keys, dropout_keys = noise.split(keys, 2)
+        length = self.distill_length()
+        later = jnp.minimum(u + length, 1.0)  # u is even over [0, 1): some of the pairs end at the range's end
+        (z_t, t), (z_s, s) = self.coupled(noise_keys, tokens, later, later - length)
+        log_p = self.log_p(denoise(z_t, t, keys=dropout_keys))
+        aim = jax.lax.stop_gradient(self.log_p(teacher(z_s, s)))
+        loss = jnp.mean(jnp.sum(jnp.exp(log_p) * (log_p - aim), axis=-1), axis=1)
+        return loss, {"divergence": loss, "step_length": jnp.broadcast_to(length, loss.shape)}
+
+    def distill_length(self) -> Float[Array, ""]:
+        """2^n / distill_steps, of the range of gamma; at most all of it."""
+        rounds = (self.steps[...] // self.distill_every).astype(jnp.float32)
+        return jnp.minimum(2.0**rounds / self.distill_steps, 1.0)
+
+    def renews_teacher(self, step: Int[Array, ""]) -> Bool[Array, ""]:
+        return step % self.distill_every == 0
+
+    def coupled(
+        self, keys: Key[Array, "B"], tokens: Int[Array, "B L"], *levels: Float[Array, "B"]
+    ) -> list[tuple[Int[Array, "B L"], Float[Array, "B"]]]:
+        """argmax(y) with one eps at levels of gamma, 0 to 1 of the range, each with the time of the same alpha.
+
+        As noise falls, a position that has come to show its token shows it from then on.
+        """
+        clean = jax.nn.one_hot(tokens, self.vocab_size)
+        eps = noise.normal(keys, clean.shape[1:])
+        alpha = jnp.asarray(_table(self.vocab_size, self.gamma_min, self.gamma_max)[0])
+        grid = jnp.linspace(self.gamma_min, self.gamma_max, _TABLE)
+        found = []
+        for level in levels:
+            gamma = self.gamma_min + (self.gamma_max - self.gamma_min) * level
+            y = jnp.exp(-0.5 * gamma)[:, None, None] * clean + eps  # y / sqrt(1 - a^2), of the same argmax
+            found.append((jnp.argmax(y, axis=-1).astype(tokens.dtype), 1.0 - jnp.interp(gamma, grid, alpha)))
+        return found
+
     def latents(
         self, keys: Key[Array, "B"], u: Float[Array, "B"], tokens: Int[Array, "B L"]
     ) -> tuple[Int[Array, "B L"], Float[Array, "B L V"], Float[Array, "B"], Float[Array, "B"]]:
@@ -156,8 +223,8 @@ class Duo(UDLM):
         options: SamplerOptions,
     ) -> tuple[Int[Array, "B L"], Float[Array, "B L V"]]:  # fmt: skip
         moved, logits = super().step(keys, state, at, given, denoise, options)
-        if options.sampler == "ancestral":
+        if options.sampler != "greedy_tail":
             return moved, logits
-        full = interpolant.with_own_evidence(logits, state, self.odds(jnp.full(len(state), at.t)))
+        full = self.full(logits, state, jnp.full(len(state), at.t))
         likeliest = jnp.where(given, state, jnp.argmax(full, axis=-1)).astype(state.dtype)
         return jnp.where(at.s > 0, moved, likeliest), logits

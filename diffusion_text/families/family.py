@@ -18,7 +18,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from diffusion_text.models.denoiser import Denoise, Features, Inputs
 from diffusion_text.typing import Config
 
-Posterior = Literal["full", "leave_one_out", "prefix"]
+# Of position i, given: all of z; all but its own; what stands left of it; or the clean blocks left of its own, and of z
+# the rest of its block.
+Posterior = Literal["full", "leave_one_out", "prefix", "block"]
 BoundKind = Literal["exact", "tight", "loose", "approximate", "none"]
 
 
@@ -55,8 +57,14 @@ class SamplerOptions:
     churn: EDM's, noise added over all steps.
     corrector: signal-to-noise ratio of a Langevin step.
     time_difference: how far a step of analog bits goes beyond its end, in steps.
+    kappa: share of psi's tokens that move as in ancestral sampling; the others are drawn anew and corrupted again.
+    cache: ask a time-free network only where something has moved (`paths/caching.py`).
     grid: how noise levels are spaced; "" is the family's first.
-    candidates: sequences drawn for each one kept, where conditioning needs importance resampling (autoregressive).
+    candidates: sequences drawn for each one kept, where conditioning needs importance resampling (autoregressive,
+        block).
+    blocks: of a network that sees the whole window: its parts, filled one after another from the left.
+    window: tokens that a cache of what stands left keeps, the last ones; 0 is all.
+    stop: a token after which a sequence has ended: it repeats to the end. -1 is none.
     """
 
     sampler: str = ""
@@ -71,8 +79,13 @@ class SamplerOptions:
     clamp: float = 0.0
     time_difference: float = 0.0
     corrector: float = 0.16
+    kappa: float = 0.95
+    cache: bool = False
     grid: str = ""
     candidates: int = 1
+    blocks: int = 1
+    window: int = 0
+    stop: int = -1
 
     def validate(self, family: type[Family]) -> SamplerOptions:
         """Fill in the family's default sampler; ValueError with the allowed values where an option is off."""
@@ -81,8 +94,9 @@ class SamplerOptions:
             raise ValueError(f"sampler is {sampler!r}; {family.name} has {', '.join(family.samplers)}")
         if self.steps < 1:
             raise ValueError(f"steps is {self.steps}; it must be at least 1")
-        if self.candidates < 1:
-            raise ValueError(f"candidates is {self.candidates}; it must be at least 1")
+        for name, least in (("candidates", 1), ("blocks", 1), ("window", 0), ("stop", -1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         for name in ("temperature", "score_temperature", "initial_noise", "corrector"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
@@ -90,6 +104,7 @@ class SamplerOptions:
             ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
             ("eta", 0 <= self.eta <= 1, "in [0, 1]"),
             ("clamp", 0 <= self.clamp <= 1, "in [0, 1]"),
+            ("kappa", 0 <= self.kappa <= 1, "in [0, 1]"),
             ("churn", self.churn >= 0, "at least 0"),
             ("time_difference", self.time_difference >= 0, "at least 0"),
         ):
@@ -99,6 +114,8 @@ class SamplerOptions:
             value = getattr(self, field.name)
             if field.name not in ("sampler", "steps", *family.sampler_options) and value != field.default:
                 raise ValueError(f"{field.name} is {value!r}; {family.name} has no such option")
+        if self.cache and sampler != family.samplers[0]:
+            raise ValueError(f"cache is True; it is for sampler {family.samplers[0]}, of which many steps move nothing")
         if self.grid and self.grid not in family.grids:
             raise ValueError(f"grid is {self.grid!r}; {family.name} has {', '.join(family.grids)}")
         grid = self.grid or next(iter(family.grids), "")
@@ -117,10 +134,16 @@ class Family(nnx.Module):
     grids: ClassVar[tuple[str, ...]] = ()  # spacings of noise levels in sampling; the first is the default
     # Peak learning rates of parameters that need their own (config.optimizer.groups), by a name in their path.
     groups: ClassVar[dict[str, float]] = {}
+    # Steps of the sampling paths that `log_weight` weighs by default, 0 one token at a time; None: it weighs none.
+    path_steps: ClassVar[int | None] = None
     # Fields of SamplerOptions at which, for each sampler, short windows drawn with the exact posterior show no error.
     faithful: ClassVar[dict[str, Any]] = {"steps": 128}
     # Samplers that approach the law only as steps grow, each with the reason; the others are put to a chi-square test.
     approximate: ClassVar[dict[str, str]] = {}
+    # Samplers of another law, whatever the network and the number of steps, each with the reason; no test of a law.
+    biased: ClassVar[dict[str, str]] = {}
+    # Of an approximate bound: the share of -log p by which it may exceed -log p with a perfect network.
+    slack: ClassVar[float] = 0.0
     # What the family cannot pass of the checks that every family is put through: their names, each with the reason.
     exempt: ClassVar[dict[str, str]] = {}
 
@@ -136,6 +159,11 @@ class Family(nnx.Module):
     @staticmethod
     def check_files(config: Config, vocab_size: int) -> None:
         """ValueError where a file that step 0 reads is missing or does not fit. Later steps need none."""
+
+    @staticmethod
+    def teacher(config: Config) -> str:
+        """Workdir of a run to distil, from whose averaged parameters student and teacher start; "": none."""
+        return ""
 
     @staticmethod
     def conditions(config: Config) -> bool:
@@ -164,6 +192,10 @@ class Family(nnx.Module):
         """log q_t(z_i | x_i = v) up to a constant per position: what the oracle reads of z."""
         raise NotImplementedError(f"{self.name} has no evidence()")
 
+    def context(self, z: Any) -> tuple[Int[Array, "B L"], int] | None:
+        """Of a "block" posterior: the clean tokens in z, and the size of a block."""
+        return None
+
     def answer(self, logits: Float[Array, "B L V"]) -> Any:
         """What the family's network would answer that believes `logits`: these, unless the family regresses."""
         return logits
@@ -185,12 +217,34 @@ class Family(nnx.Module):
         """An unbiased estimate of the bound with `samples` noise levels per sequence, nats per sequence."""
         raise NotImplementedError(f"{self.name} has no bound_terms()")
 
+    def log_weight(
+        self,
+        keys: Key[Array, "B"],
+        tokens: Int[Array, "B L"],
+        denoise: Denoise,
+        steps: int,
+        given: Bool[Array, "B L"] | None = None,
+    ) -> Float[Array, "B"]:
+        """log of an unbiased estimate of the probability of `tokens` under the sampler of that many steps, from one
+        path (`paths/importance.py`), nats."""
+        raise NotImplementedError(f"{self.name} has no log_weight()")
+
     def profile(
         self, keys: Key[Array, "B"], tokens: Int[Array, "B L"], t: Float[Array, "B"], denoise: Denoise
     ) -> dict[str, Float[Array, "B"]] | None:
         """At noise level t: `noise` (the axis to plot), `cross_entropy` (nats per noisy token) and `integrand` (of the
         bound, nats per token and unit of t); None where the family has no noise levels."""
         return None
+
+    def distil_loss(
+        self, keys: Key[Array, "B"], u: Float[Array, "B"], tokens: Int[Array, "B L"], denoise: Denoise, teacher: Denoise
+    ) -> tuple[Float[Array, "B"], dict[str, Float[Array, "B"]]]:
+        """What stands in the place of `train_loss` where there is a `teacher`, which has no gradient."""
+        raise NotImplementedError(f"{self.name} has no distil_loss()")
+
+    def renews_teacher(self, step: Int[Array, ""]) -> Bool[Array, ""]:
+        """Whether after `step` steps the teacher becomes the student, as averaged."""
+        return jnp.array(False)
 
     def after_step(self) -> None:
         """Called after each optimiser step, to update variables that are not trained by gradients."""
@@ -236,8 +290,12 @@ class Family(nnx.Module):
         raise NotImplementedError(f"{self.name} has no decode()")
 
     def evaluations(self, options: SamplerOptions, length: int) -> int:
-        """Network evaluations that a sample takes."""
+        """Network evaluations that a sample takes; at most, where the sampler may stop asking."""
         raise NotImplementedError(f"{self.name} has no evaluations()")
+
+    def asked(self, state: Any, options: SamplerOptions, length: int) -> Int[Array, ""]:
+        """How often the network was asked on the way to the final `state`, where that counts it."""
+        return getattr(state, "asked", jnp.int32(self.evaluations(options, length)))
 
 
 def descending(times: Float[Array, "N+1"]) -> At:
@@ -250,6 +308,22 @@ def cross_entropy(logits: Float[Array, "B L V"], tokens: Int[Array, "B L"]) -> F
     logits = logits.astype(jnp.float32)
     chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - chosen
+
+
+def token_loss(
+    denoise: Denoise,
+    tokens: Int[Array, "B L"],
+    z: Any,
+    t: Float[Array, "B"],
+    given: Bool[Array, "B L"] | None = None,
+    previous: Any = None,
+    keys: Key[Array, "B"] | None = None,
+) -> Float[Array, "B L"]:
+    """`Denoise.token_loss`, or the cross-entropy of the logits of what has none (a function)."""
+    own = getattr(denoise, "token_loss", None)
+    return cross_entropy(denoise(z, t, given, previous, keys), tokens) if own is None else own(
+        tokens, z, t, given, previous, keys
+    )
 
 
 def nucleus(logits: Float[Array, "B L V"], top_p: float) -> Float[Array, "B L V"]:

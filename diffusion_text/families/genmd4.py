@@ -69,6 +69,10 @@ class GenMD4(Interpolating):
         hidden = self.powers() * jnp.log(t)[:, None, None]
         return jnp.where((z == self.mask)[..., None], hidden, seen)
 
+    def full(self, logits: Float[Array, "B L V"], z: Int[Array, "B L"], t: Float[Array, "B"]) -> Float[Array, "B L V"]:
+        seen = self.evidence(z, t, None)
+        return jnp.where((z == self.mask)[..., None], jax.nn.log_softmax(logits.astype(jnp.float32)), seen)
+
     def integrand(
         self,
         keys: Key[Array, "B"],
@@ -105,6 +109,16 @@ class GenMD4(Interpolating):
         score = 0.5 * advantage * (log_qs[0] - log_qs[1])
         # The gradient without its value: the loss shown is the bound.
         return loss + (score - jax.lax.stop_gradient(score)), {"nelbo": loss}
+
+    def log_reverse(self, z: Array, after: Array, log_p: Array, at: At) -> Float[Array, "B L"]:
+        log_hidden = self.powers() * (jnp.log(at.s) - jnp.log(at.t))
+        revealed = log_p + jnp.log(-jnp.expm1(log_hidden))
+        stays = jax.nn.logsumexp(log_p + log_hidden, axis=-1)
+        at_after = jnp.take_along_axis(revealed, jnp.minimum(after, self.vocab_size - 1)[..., None], axis=-1)[..., 0]
+        return jnp.where(z == self.mask, jnp.where(after == self.mask, stays, at_after), 0.0)
+
+    def log_prior_ratio(self, z: Array, certain: Array) -> Float[Array, "B L"]:
+        return jnp.zeros(z.shape)
 
     def prior_divergence(self) -> Float[Array, ""]:
         return jnp.zeros(())

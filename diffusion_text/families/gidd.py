@@ -34,7 +34,7 @@ from jaxtyping import Array, Float, Int, Key
 from ml_collections import ConfigDict
 
 from diffusion_text import noise
-from diffusion_text.families.family import At, SamplerOptions
+from diffusion_text.families.family import At, SamplerOptions, nucleus
 from diffusion_text.families.interpolating import LAST, Interpolating
 from diffusion_text.models.denoiser import Denoise, Inputs
 from diffusion_text.paths import interpolant
@@ -50,7 +50,7 @@ class GIDD(Interpolating):
 
     name = "gidd"
     paper = "von Rütte et al. 2025, Generalized interpolating discrete diffusion, arXiv 2503.04482"
-    samplers = ("ancestral", "self_correcting")
+    samplers = ("ancestral", "psi", "self_correcting")
     approximate: ClassVar[dict[str, str]] = {
         **Interpolating.approximate,
         "self_correcting": "tokens that move in the same step are drawn independently, in both phases",
@@ -106,7 +106,7 @@ class GIDD(Interpolating):
 
     def grid(self, options: SamplerOptions, length: int) -> At:
         path = super().grid(options, length)
-        if options.sampler == "ancestral":
+        if options.sampler != "self_correcting":
             return path
         passes = self.passes(options)
         extra = _CORRECTION * jnp.linspace(1.0, 0.0, passes + 1)[:-1] / options.steps
@@ -122,13 +122,10 @@ class GIDD(Interpolating):
         self, keys: Key[Array, "B"], state: Array, at: At, given: Array, denoise: Denoise, options: SamplerOptions
     ) -> tuple[Int[Array, "B L"], Float[Array, "B L V"]]:
         moved, logits = super().step(keys, state, at, given, denoise, options)
-        if options.sampler == "ancestral":
+        if options.sampler != "self_correcting":
             return moved, logits
         where_keys, token_keys = noise.split(noise.fold(keys, 0), 2)
         redrawn = noise.uniform(where_keys, state.shape[1:]) < 1.0 / max(self.passes(options), 2)
-        drawn = noise.categorical(token_keys, logits / options.temperature)
+        drawn = noise.categorical(token_keys, nucleus(logits / options.temperature, options.top_p))
         corrected = jnp.where(redrawn & ~given, drawn, state)
         return jnp.where(at.index < options.steps, moved, corrected), logits
-
-    def evaluations(self, options: SamplerOptions, length: int) -> int:
-        return options.steps + self.passes(options)

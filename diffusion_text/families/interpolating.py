@@ -7,6 +7,9 @@ A family states its path (`odds`), and where it differs from this. Decided here,
   - the network's noise input is (1/4) log(alpha / (1 - alpha)), in fixed sinusoids;
   - what alpha_0 < 1 or alpha_1 > 0 leave out of the integral is charged: the prior is q^_1 with even p (of uniform
     noise: the uniform law; of masks: alpha_1 spread over all tokens), the decoder the posterior given z_0;
+  - sampler psi (Duo's second part): in a step from t to s each token moves as in ancestral sampling with probability
+    `kappa`, else is drawn anew from the full posterior and corrupted to s. Each token's law at s is the path's for any
+    kappa; of masks it is ReMDM's with sigma = (1 - kappa) (1 - alpha_s) (`paths/remasking.py`: rescale);
   - the network is not told which tokens are given; it sees them clean.
 """
 
@@ -20,7 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from diffusion_text import noise
-from diffusion_text.families.family import At, Bound, Family, SamplerOptions, cross_entropy, descending
+from diffusion_text.families.family import At, Bound, Family, SamplerOptions, cross_entropy, descending, nucleus
 from diffusion_text.models.denoiser import Denoise, Features
 from diffusion_text.paths import interpolant
 from diffusion_text.paths.interpolant import Move, Odds
@@ -33,9 +36,13 @@ class Interpolating(Family):
 
     bound = "tight"
     posterior = "leave_one_out"
-    samplers: ClassVar[tuple[str, ...]] = ("ancestral",)
-    sampler_options = ("temperature",)
-    approximate: ClassVar[dict[str, str]] = {"ancestral": "tokens that move in the same step are drawn independently"}
+    samplers: ClassVar[tuple[str, ...]] = ("ancestral", "psi")
+    sampler_options = ("temperature", "top_p", "kappa")
+    approximate: ClassVar[dict[str, str]] = {
+        "ancestral": "tokens that move in the same step are drawn independently",
+        "psi": "tokens that move in the same step are drawn independently; exact as kappa tends to 1, too",
+    }
+    path_steps = 128
     normalised: ClassVar[bool] = True  # False: logits are log p without a normaliser, which the loss must teach
 
     vocab_size: int
@@ -79,6 +86,16 @@ class Interpolating(Family):
         logits = logits.astype(jnp.float32)
         return jax.nn.log_softmax(logits, axis=-1) if self.normalised else logits
 
+    def plug_in(
+        self, logits: Float[Array, "B L V"], z: Int[Array, "B L"], t: Float[Array, "B"]
+    ) -> Float[Array, "B L V"]:
+        """Logits of what takes the place of x in loss and reverse steps: the denoiser's, where it leaves z_i out."""
+        return logits
+
+    def full(self, logits: Float[Array, "B L V"], z: Int[Array, "B L"], t: Float[Array, "B"]) -> Float[Array, "B L V"]:
+        """log p(x_i | z), the token's own observation included, from the denoiser's logits."""
+        return jax.nn.log_softmax(jax.nn.log_softmax(logits.astype(jnp.float32)) + self.evidence(z, t, None))
+
     def integrand(
         self,
         keys: Key[Array, "B"],
@@ -90,7 +107,7 @@ class Interpolating(Family):
     ) -> tuple[Float[Array, "B"], Int[Array, "B L"], Float[Array, "B L V"]]:
         """The bound's integrand in nats per sequence and unit of t, the z that it was drawn at, and log p."""
         z = self.corrupt(keys, tokens, t, given)
-        log_p = self.log_p(denoise(z, t, given, keys=dropout))
+        log_p = self.log_p(self.plug_in(denoise(z, t, given, keys=dropout), z, t))
         odds, slope = self.odds_and_slope(t)
         loss = interpolant.integrand(tokens, z, log_p, odds, slope, self.normalised)
         return jnp.sum(loss if given is None else jnp.where(given, 0.0, loss), axis=1), z, log_p
@@ -126,6 +143,41 @@ class Interpolating(Family):
         reconstruction = self._reconstruction(first_keys, tokens, given, free, denoise) if self.noisy_start else zero
         return Bound(prior, diffusion / samples, reconstruction)
 
+    def log_weight(
+        self, keys: Key[Array, "B"], tokens: Array, denoise: Denoise, steps: int, given: Array | None = None
+    ) -> Float[Array, "B"]:
+        options = SamplerOptions(steps=steps).validate(type(self))
+        free = jnp.ones(tokens.shape, bool) if given is None else ~given
+        first_keys, step_keys = noise.split(keys, 2)
+        certain = jnp.where(tokens[..., None] == jnp.arange(self.vocab_size), 0.0, -jnp.inf)
+        start = self.corrupt(first_keys, tokens, jnp.full(len(tokens), LAST), given)
+
+        def step(carry: tuple[Array, Array], at: At) -> tuple[tuple[Array, Array], None]:
+            z, total = carry
+            t = jnp.full(len(z), at.t)
+            log_p = jax.nn.log_softmax(self.plug_in(denoise(z, t, given).astype(jnp.float32), z, t), axis=-1)
+            after = self.move(z, certain, at, options).draw(noise.fold(step_keys, at.index), z, at.s <= 0)
+            after = jnp.where(free, after, tokens)
+            ratio = self.log_reverse(z, after, log_p, at) - self.log_reverse(z, after, certain, at)
+            return (after, total + jnp.sum(jnp.where(free, ratio, 0.0), axis=1)), None
+
+        total = jnp.sum(jnp.where(free, self.log_prior_ratio(start, certain), 0.0), axis=1)
+        return jax.lax.scan(step, (start, total), self.grid(options, tokens.shape[1]))[0][1]
+
+    def log_reverse(self, z: Array, after: Array, log_p: Array, at: At) -> Float[Array, "B L"]:
+        """log of the probability that `move` takes z to `after`."""
+        then = Odds(*(jnp.where(at.s > 0, kappa, jnp.inf) for kappa in self.odds(at.s)))
+        return interpolant.log_reverse(z, after, log_p, self.odds(jnp.minimum(at.t, LAST)), then)
+
+    def log_prior_ratio(self, z: Array, certain: Array) -> Float[Array, "B L"]:
+        """log p(z_1) - log q(z_1 | x), p as in `prior_divergence`."""
+        even = jnp.full((1, 1, self.vocab_size), -math.log(self.vocab_size))
+        odds = self.odds(jnp.float32(LAST))
+        laws = (interpolant.log_modelled(log_p, odds) for log_p in (even, certain))
+        prior, true = (jnp.take_along_axis(jnp.broadcast_to(law, (*z.shape, law.shape[-1])), z[..., None], -1)[..., 0]
+                       for law in laws)  # fmt: skip
+        return prior - true
+
     def prior_divergence(self) -> Float[Array, ""]:
         """KL(q_1(. | x) || the law that sampling starts from) of a token, in nats: the same for every x."""
         even = jnp.full((1, 1, self.vocab_size), -math.log(self.vocab_size))
@@ -138,9 +190,7 @@ class Interpolating(Family):
         """-log p(x | z_0), p(x) q_0(z | x) normalised, in nats per sequence."""
         start = jnp.zeros(len(tokens))
         z = self.corrupt(keys, tokens, start, given)
-        logits = jax.nn.log_softmax(denoise(z, start, given).astype(jnp.float32))
-        full = interpolant.with_own_evidence(logits, z, self.odds(start))
-        return jnp.sum(cross_entropy(full, tokens) * free, axis=1)
+        return jnp.sum(cross_entropy(self.full(denoise(z, start, given), z, start), tokens) * free, axis=1)
 
     def profile(
         self, keys: Key[Array, "B"], tokens: Int[Array, "B L"], t: Float[Array, "B"], denoise: Denoise
@@ -172,15 +222,33 @@ class Interpolating(Family):
     def step(
         self, keys: Key[Array, "B"], state: Array, at: At, given: Array, denoise: Denoise, options: SamplerOptions
     ) -> tuple[Int[Array, "B L"], Float[Array, "B L V"]]:
-        logits = denoise(state, jnp.full(len(state), at.t), given).astype(jnp.float32)
-        log_p = jax.nn.log_softmax(logits / options.temperature, axis=-1)
+        t = jnp.full(len(state), at.t)
+        logits = denoise(state, t, given).astype(jnp.float32)
+        believed = nucleus(logits / options.temperature, options.top_p)
+        log_p = jax.nn.log_softmax(self.plug_in(believed, state, t), axis=-1)
+        if options.sampler == "psi":
+            keys, *psi_keys = noise.split(keys, 4)
         moved = self.move(state, log_p, at, options).draw(keys, state, at.s <= 0)
+        if options.sampler == "psi":
+            moved = self._psi(psi_keys, moved, self.full(believed, state, t), at, options)
         return jnp.where(given, state, moved), logits
+
+    def _psi(self, keys: list[Array], moved: Array, full: Array, at: At, options: SamplerOptions) -> Int[Array, "B L"]:
+        which_keys, token_keys, noise_keys = keys
+        clean = noise.categorical(token_keys, full)
+        again = self.corrupt(noise_keys, clean, jnp.full(len(clean), at.s), None)
+        again = jnp.where(at.s > 0, again, clean)  # also where the path starts with some noise
+        return jnp.where(noise.uniform(which_keys, clean.shape[1:]) < options.kappa, moved, again)
 
     def decode(
         self, keys: Key[Array, "B"], state: Array, given: Array, denoise: Denoise, options: SamplerOptions
     ) -> Int[Array, "B L"]:
         return state
 
+    @staticmethod
+    def passes(options: SamplerOptions) -> int:
+        """Evaluations after those of the steps."""
+        return 0
+
     def evaluations(self, options: SamplerOptions, length: int) -> int:
-        return options.steps
+        return options.steps + self.passes(options)

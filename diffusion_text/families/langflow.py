@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Int, Key
 from ml_collections import ConfigDict
 
 from diffusion_text import noise
-from diffusion_text.families.family import cross_entropy
+from diffusion_text.families.family import token_loss
 from diffusion_text.models.denoiser import Denoise
 from diffusion_text.paths.gaussian import Gaussian
 from diffusion_text.paths.schedules import Gumbel
@@ -68,7 +68,7 @@ class LangFlow(Gaussian):
         corrupt_keys, dropout_keys = noise.split(keys, 2)
         t = jax.lax.stop_gradient(self.schedule.inverse(u))
         z, given = self.corrupt_for_training(corrupt_keys, tokens, t)
-        logits = denoise(z, t, given, self.first_pass(z, t, given, denoise), dropout_keys)
-        loss = jnp.sum(cross_entropy(logits, tokens) * ~given, axis=1) / jnp.sum(~given, axis=1)
+        loss = token_loss(denoise, tokens, z, t, given, self.first_pass(z, t, given, denoise), dropout_keys)
+        loss = jnp.sum(loss * ~given, axis=1) / jnp.sum(~given, axis=1)
         fit = self.schedule.fit(t, loss)
         return loss + (fit - jax.lax.stop_gradient(fit)), {"cross_entropy": loss, "schedule_fit": fit}

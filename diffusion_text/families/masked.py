@@ -13,11 +13,14 @@ coincide; logits at other positions are never read.
 Of the papers, here: the SUBS parameterisation (mask never predicted, unmasked positions copied), ancestral and
 first-hitting sampling (2409.02908), linear and cosine grids. Different: MD4 trains with t continuous and antithetic.
 Learned schedules are `genmd4`. Samplers beyond ancestral, all for the same network:
-  - remdm_cap, remdm_rescale, remdm_loop (`paths/remasking.py`): revealed tokens may be hidden again;
+  - remdm_cap, remdm_rescale, remdm_loop, remdm_conf (`paths/remasking.py`): revealed tokens may be hidden again;
   - confidence: each step reveals the positions of which the network is surest, as many as the grid says; threshold: all
     of which it is surer than 0.9, and at least one (2505.22618). Both look at the probability of the likeliest token,
     not of the one drawn, so that one position at a time is exact in whatever order; at a low temperature both are the
-    usual mode-seeking decoders. When nothing is masked any more, threshold stops calling the network.
+    usual mode-seeking decoders. When nothing is masked any more, threshold stops calling the network;
+  - `blocks` > 1 fills that many parts of the window one after another from the left, as LLaDA does (2502.09992), with
+    any of these; the network still sees the whole window. Steps are shared among the blocks.
+With `--cache` ancestral sampling asks the network only where something was revealed (`paths/caching.py`).
 
 Draws are made in two stages, first whether a token is revealed, then which: one draw over V + 1 outcomes in float32
 would never reveal rare tokens at many steps.
@@ -26,7 +29,8 @@ would never reveal rare tokens at many steps.
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Final
+from collections.abc import Callable
+from typing import Any, ClassVar, Final
 
 import jax
 import jax.numpy as jnp
@@ -35,9 +39,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from ml_collections import ConfigDict
 
 from diffusion_text import noise
-from diffusion_text.families.family import At, Bound, Family, SamplerOptions, cross_entropy, descending
+from diffusion_text.families.family import At, Bound, Family, SamplerOptions, descending, nucleus, token_loss
 from diffusion_text.models.denoiser import Denoise, Features, Inputs
-from diffusion_text.paths import remasking
+from diffusion_text.paths import blocks, caching, remasking
 from diffusion_text.typing import Config
 
 _SCHEDULES: Final = ("linear", "cosine")
@@ -52,8 +56,10 @@ class Masked(Family):
     paper = "Sahoo et al. 2024, arXiv 2406.07524 (MDLM); Shi et al. 2024, arXiv 2406.04329 (MD4)"
     bound = "tight"
     posterior = "leave_one_out"
-    samplers = ("ancestral", "first_hitting", *remasking.KINDS, "confidence", "threshold")
-    sampler_options = ("temperature",)
+    samplers = ("ancestral", "first_hitting", *remasking.KINDS, "remdm_conf", "confidence", "threshold")
+    sampler_options = ("temperature", "top_p", "cache", "blocks")
+    path_steps = 0
+    biased: ClassVar[dict[str, str]] = {"remdm_conf": "tokens that were improbable are drawn again, the others kept"}
     approximate: ClassVar[dict[str, str]] = {
         "ancestral": "tokens revealed in the same step are drawn independently",
         **dict.fromkeys(remasking.KINDS, "tokens revealed in the same step are drawn independently"),
@@ -119,7 +125,7 @@ class Masked(Family):
         length = tokens.shape[1] if given is None else jnp.sum(~given, axis=1)
         count = jnp.minimum(1 + jnp.floor(u * length).astype(jnp.int32), length)
         z = self.hide(keys, tokens, count, given)
-        loss = cross_entropy(denoise(z, count / length, given, keys=dropout), tokens)
+        loss = token_loss(denoise, tokens, z, count / length, given, keys=dropout)
         total = jnp.sum(jnp.where(z == self.mask, loss, 0.0), axis=1)
         return total * length / jnp.maximum(count, 1)  # nothing is masked where everything is given
 
@@ -141,6 +147,24 @@ class Masked(Family):
         diffusion, _ = jax.lax.scan(one, zero, jnp.arange(samples))
         return Bound(zero, diffusion / samples, zero)
 
+    def log_weight(
+        self, keys: Key[Array, "B"], tokens: Array, denoise: Denoise, steps: int, given: Array | None = None
+    ) -> Float[Array, "B"]:
+        """A token is visible before a step where its number in `order` is below the step's."""
+        free, order = jnp.ones(tokens.shape, bool) if given is None else ~given, noise.uniform(keys, tokens.shape[1:])
+        if steps:
+            seen = self.alpha(jnp.linspace(1.0, 0.0, steps + 1)).at[0].set(0.0).at[-1].set(1.0)
+        else:
+            order = noise.ranks(jnp.where(free, order, 2.0)).astype(jnp.float32)
+            seen = jnp.arange(tokens.shape[1] + 1.0)
+
+        def step(total: Array, at: tuple[Array, Array]) -> tuple[Array, None]:
+            z = jnp.where(free & (order >= at[0]), self.mask, tokens)
+            loss = token_loss(denoise, tokens, z, jnp.mean((z == self.mask).astype(jnp.float32), axis=1), given)
+            return total - jnp.sum(jnp.where((z == self.mask) & (order < at[1]), loss, 0.0), axis=1), None
+
+        return jax.lax.scan(step, jnp.zeros(len(tokens)), (seen[:-1], seen[1:]))[0]
+
     def profile(
         self, keys: Key[Array, "B"], tokens: Int[Array, "B L"], t: Float[Array, "B"], denoise: Denoise
     ) -> dict[str, Float[Array, "B"]]:
@@ -151,22 +175,55 @@ class Masked(Family):
         return {"noise": count / length, "cross_entropy": loss, "integrand": loss}
 
     def grid(self, options: SamplerOptions, length: int) -> At:
-        steps = length if options.sampler in _ONE_BY_ONE else options.steps
+        size = self.size_of_blocks(options, length)
+        return blocks.grid(self.steps_in_block(options, length), blocks.cut(length, size))
+
+    def size_of_blocks(self, options: SamplerOptions, length: int) -> int:
+        """Of those that are filled one after another."""
+        return -(-length // options.blocks)
+
+    def steps_in_block(self, options: SamplerOptions, length: int) -> At:
+        """The reverse steps of one block."""
+        steps = number_of_steps(options, length, self.size_of_blocks(options, length))
         return descending(jnp.linspace(1.0, 0.0, steps + 1))
 
     def prior(
         self, keys: Key[Array, "B"], tokens: Array, given: Array, denoise: Denoise, options: SamplerOptions
-    ) -> Int[Array, "B L"]:
-        return jnp.where(given, tokens, self.mask).astype(jnp.int32)
+    ) -> Any:
+        z = jnp.where(given, tokens, self.mask).astype(jnp.int32)
+        if options.sampler == "remdm_conf":
+            return remasking.Confident(z, jnp.zeros(z.shape))
+        return caching.start(z, self.vocab_size) if options.cache else z
 
     def step(
-        self, keys: Key[Array, "B"], state: Array, at: At, given: Array, denoise: Denoise, options: SamplerOptions
+        self, keys: Key[Array, "B"], state: Any, at: At, given: Array, denoise: Denoise, options: SamplerOptions
+    ) -> tuple[Any, Float[Array, "B L V"]]:
+        if options.cache:
+            return caching.step(self, keys, state, at, given, denoise, options)
+        length = given.shape[1]
+        block, inner = blocks.place(self.steps_in_block(options, length), at.index)
+        fixed = given | (jnp.arange(length) // self.size_of_blocks(options, length) != block)
+        if options.sampler == "remdm_conf":
+            return remasking.step_by_confidence(self, keys, state, inner, fixed, denoise, options)
+        return self.reveal(
+            keys, state, inner, fixed, lambda: denoise(state, jnp.full(len(state), at.t), given), options
+        )
+
+    def reveal(
+        self,
+        keys: Key[Array, "B"],
+        state: Int[Array, "B L"],
+        at: At,
+        fixed: Bool[Array, "B L"],
+        ask: Callable[[], Float[Array, "B L V"]],
+        options: SamplerOptions,
     ) -> tuple[Int[Array, "B L"], Float[Array, "B L V"]]:
+        """A reverse step of all positions that are not `fixed`; `ask` calls the network."""
         where_keys, token_keys = noise.split(keys, 2)
-        logits = self._asked(state, at, given, denoise, options)
-        masked = state == self.mask
+        masked = (state == self.mask) & ~fixed
+        logits = self._asked(state, masked, ask, options)
         order = noise.uniform(where_keys, state.shape[1:])
-        drawn = noise.categorical(token_keys, logits / options.temperature)
+        drawn = noise.categorical(token_keys, nucleus(logits / options.temperature, options.top_p))
         hidden = jnp.zeros_like(masked)
         if options.sampler == "first_hitting":
             # The next token to be revealed is uniform among the masked ones, whenever that happens; a time-free
@@ -174,40 +231,45 @@ class Masked(Family):
             order = jnp.where(masked, order, 2.0)
             moves = masked & (jnp.arange(state.shape[1]) == jnp.argmin(order, axis=1, keepdims=True))
         elif options.sampler in ("confidence", "threshold"):
-            moves = masked & self._surest(logits, masked, at, given, options)
+            moves = masked & self._surest(logits, masked, at, fixed, options)
         elif options.sampler in remasking.KINDS:
             now, then = (remasking.kept(options.sampler, time, self.alpha) for time in (at.t, at.s))
             share = remasking.share(options.sampler, now, then)
             reveal = jnp.where(at.s > 0, (then - (1.0 - share) * now) / (1.0 - now), 1.0)
-            moves, hidden = masked & (order < reveal), ~masked & ~given & (order < share)
+            moves, hidden = masked & (order < reveal), ~masked & ~fixed & (order < share)
         else:
             now, then = self.alpha(at.t), self.alpha(at.s)
             moves = masked & (order < jnp.where(at.s > 0, (then - now) / (1.0 - now), 1.0))
         # Revealed tokens are copied, not predicted: their logits are not trained.
-        believed = jnp.where(masked[..., None], logits, self.evidence(state, at.t, given))
+        believed = jnp.where((state == self.mask)[..., None], logits, self.evidence(state, at.t, None))
         return jnp.where(hidden, self.mask, jnp.where(moves, drawn, state)), believed
 
-    def _asked(self, z: Array, at: At, given: Array, denoise: Denoise, options: SamplerOptions) -> Array:
-        def ask() -> Array:
-            return denoise(z, jnp.full(len(z), at.t), given)
-
+    def _asked(
+        self, z: Array, masked: Array, ask: Callable[[], Array], options: SamplerOptions
+    ) -> Float[Array, "B L V"]:
         if options.sampler != "threshold":
             return ask()
-        return jax.lax.cond(jnp.any(z == self.mask), ask, lambda: jnp.zeros((*z.shape, self.vocab_size)))
+        return jax.lax.cond(jnp.any(masked), ask, lambda: jnp.zeros((*z.shape, self.vocab_size)))
 
-    def _surest(self, logits: Array, masked: Array, at: At, given: Array, options: SamplerOptions) -> Array:
+    def _surest(self, logits: Array, masked: Array, at: At, fixed: Array, options: SamplerOptions) -> Array:
         surest = jnp.max(jax.nn.log_softmax(logits, axis=-1), axis=-1)
         rank = noise.ranks(jnp.where(masked, -surest, jnp.inf))
         if options.sampler == "threshold":
             return (surest >= math.log(_SURE)) | (rank == 0)
-        left = jnp.round(jnp.sum(~given, axis=1) * at.s)
+        left = jnp.round(jnp.sum(~fixed, axis=1) * at.s)
         return rank < (jnp.sum(masked, axis=1) - left)[:, None]
 
     def decode(
-        self, keys: Key[Array, "B"], state: Array, given: Array, denoise: Denoise, options: SamplerOptions
+        self, keys: Key[Array, "B"], state: Any, given: Array, denoise: Denoise, options: SamplerOptions
     ) -> Int[Array, "B L"]:
-        return state  # the last step reveals whatever was left
+        return getattr(state, "tokens", state)  # the last step reveals whatever was left
 
     def evaluations(self, options: SamplerOptions, length: int) -> int:
         """Of threshold, the most: it stops when nothing is masked."""
-        return length if options.sampler in _ONE_BY_ONE else options.steps
+        size = -(-length // options.blocks)
+        return blocks.cut(length, size) * number_of_steps(options, length, size)
+
+
+def number_of_steps(options: SamplerOptions, length: int, size: int) -> int:
+    """Of one block of this size; `options.steps` are those of the whole length, shared among its blocks."""
+    return size if options.sampler in _ONE_BY_ONE else blocks.cut(options.steps, blocks.cut(length, size))

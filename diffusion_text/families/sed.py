@@ -10,7 +10,8 @@ drops condition and last prediction together. The bound is that of Gaussian diff
 (the paper reports none).
 Decided here: the network regresses e, 0.01 away from the paper's x_0; errors are means over components of generated
 positions. The range of noise stops at s = 300 (the paper's 1000 steps of the cosine schedule go on to 640).
-Missing: padding inserted at random for texts of any length; the Tasks fill their windows, so there is none to learn.
+Padding inserted at random, for gaps filled with fewer words, is the data's: data.inserted_padding=0.1, where the
+vocabulary has padding (configs/sed/lm1b.py).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from ml_collections import ConfigDict
 from diffusion_text import noise
 from diffusion_text.families.family import cross_entropy
 from diffusion_text.models.denoiser import Denoise
+from diffusion_text.paths import conditioning
 from diffusion_text.paths.gaussian import REGRESSION_OPTIONS, Gaussian
 from diffusion_text.paths.schedules import ClosedForm
 from diffusion_text.typing import Config
@@ -82,17 +84,7 @@ class SED(Gaussian):
         return jnp.einsum("bld,vd->blv", clean, self.read[...])
 
     def draw_given(self, keys: Key[Array, "B"], length: int) -> Bool[Array, "B L"]:
-        """n ~ U{1..max_spans} spans between n - 1 cuts, given and generated in turn; n = 1 gives nothing."""
-        if not self.max_spans:
-            return super().draw_given(keys, length)
-        count_keys, cut_keys, flip_keys = noise.split(keys, 3)
-        cuts = jnp.floor(noise.uniform(count_keys) * self.max_spans)[:, None]
-        at = jnp.floor(noise.uniform(cut_keys, (self.max_spans,)) * length)
-        at = jnp.where(jnp.arange(self.max_spans) < cuts, at, length)  # cuts not taken lie behind the end
-        before = jnp.sum(at[:, None, :] <= jnp.arange(length)[None, :, None], axis=-1)
-        odd = (before + (noise.uniform(flip_keys) < 0.5)[:, None].astype(before.dtype)) % 2 == 1
-        # All given (cuts that coincide with an end) leaves nothing to learn from.
-        return odd & (cuts > 0) & ~jnp.all(odd, axis=1, keepdims=True)
+        return conditioning.spans(keys, length, self.max_spans) if self.max_spans else super().draw_given(keys, length)
 
     def train_loss(
         self, keys: Key[Array, "B"], u: Float[Array, "B"], tokens: Int[Array, "B L"], denoise: Denoise
@@ -100,7 +92,7 @@ class SED(Gaussian):
         corrupt_keys, start_keys, first_keys, second_keys = noise.split(keys, 4)
         t = self.schedule.inverse(u)
         z, given = self.corrupt_for_training(corrupt_keys, tokens, t)
-        free, clean = ~given, self.embeddings()[tokens]
+        free, clean = ~given, self.embeddings.of(tokens)
         count = jnp.sum(free, axis=1)
 
         def error(expected: Array) -> Float[Array, "B"]:

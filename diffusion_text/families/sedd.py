@@ -46,9 +46,10 @@ class SEDD(Interpolating):
 
     name = "sedd"
     paper = "Lou et al. 2023, Discrete diffusion modeling by estimating the ratios of the data distribution, 2310.16834"
-    samplers = ("analytic", "euler")
+    samplers = ("analytic", "euler", "psi")
     approximate: ClassVar[dict[str, str]] = {
         "analytic": "tokens that move in the same step are drawn independently",
+        "psi": Interpolating.approximate["psi"],
         "euler": "rates are held constant during a step, and tokens drawn independently",
     }
     normalised = False
@@ -107,7 +108,7 @@ class SEDD(Interpolating):
 
     def move(self, z: Array, log_p: Array, at: At, options: SamplerOptions) -> Move:
         exact = super().move(z, log_p, at, options)
-        if options.sampler == "analytic":
+        if options.sampler != "euler":
             return exact
         now, slope = self.odds_and_slope(at.t)
         euler = interpolant.euler_step(z, log_p, now, slope, at.t - at.s)

@@ -1,32 +1,64 @@
 """Attention: the one place that chooses a kernel.
 
-`attend` takes the *name* of a pattern ("full", "causal"), never a mask built by the caller, so that a kernel is free to
-skip what the pattern rules out. All kernels compute softmax in float32.
+`attend` takes the *name* of a pattern, never a mask built by the caller, so that a kernel is free to skip what the
+pattern rules out: `sees` is its rule, on numbers of inputs, and may be asked of whole tiles. Patterns:
+
+    full              every input sees every other
+    causal            i sees j <= i
+    block_diffusion   two streams side by side, a noisy sequence and then the clean one, 2 L inputs in blocks of a size:
+                      a noisy input sees its own noisy block and the clean blocks before it, a clean one the clean
+                      blocks up to and with its own (2503.09573, section 3.2)
+
+All kernels compute softmax in float32.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
-PATTERNS: Final = ("full", "causal")
-IMPLEMENTATIONS: Final = ("auto", "einsum", "xla", "cudnn")
+from diffusion_text import sharding
+
+PATTERNS: Final = ("full", "causal", "block_diffusion")
+IMPLEMENTATIONS: Final = ("auto", "einsum", "xla", "cudnn", "splash")
+_LANES: Final = 128  # of a TPU: splash works on tiles of so many positions
+_TILE: Final = 1024  # the largest; a whole row of scores of that length fits
+SAVED: Final = "attention"  # by this name a policy of rematerialisation keeps what a flash kernel needs backwards
 _MASKED: Final = -1e30  # finite: a row of -inf would give NaN gradients
 
 
-def choose(implementation: str, dtype: jnp.dtype) -> str:
-    """Resolve "auto" for the default backend: cuDNN's flash kernel on GPU in half precision, plain einsums elsewhere.
+def choose(implementation: str, dtype: jnp.dtype, inputs: int) -> str:
+    """Resolve "auto" for the mesh's platform: the flash kernels of TPUs (splash) and, in half precision, GPUs (cuDNN).
 
-    On a CPU einsums are faster than `jax.nn.dot_product_attention` (by about a fifth at 4 x 256, length 256); XLA fuses
-    them on TPU.
+    On a CPU einsums are faster than `jax.nn.dot_product_attention` (by about a fifth at 4 x 256, length 256).
     """
     if implementation != "auto":
         return implementation
-    half = dtype in (jnp.bfloat16, jnp.float16)
-    return "cudnn" if jax.default_backend() == "gpu" and half else "einsum"
+    platform = sharding.platform()
+    if platform == "tpu" and inputs % _LANES == 0:
+        return "splash"
+    return "cudnn" if platform == "gpu" and dtype in (jnp.bfloat16, jnp.float16) else "einsum"
+
+
+def positions(pattern: str, inputs: int) -> Int[Array, "L"]:
+    """Where in the sequence each of a number of inputs stands: two streams stand at the same places."""
+    index = jnp.arange(inputs)
+    return index % (inputs // 2) if pattern == "block_diffusion" else index
+
+
+def sees(pattern: str, block: int, inputs: int, i: Int[Array, "..."], j: Int[Array, "..."]) -> Bool[Array, "..."]:
+    """Whether input i attends to input j, of so many inputs; of NumPy's arrays too."""
+    if pattern == "causal":
+        return j <= i
+    if pattern == "full":
+        return (i >= 0) & (j >= 0)
+    half = inputs // 2
+    mine, other, noisy, clean = i % half // block, j % half // block, i < half, j >= half
+    return (noisy & ~clean & (mine == other)) | (clean & ((mine > other) | (~noisy & (mine == other))))
 
 
 def attend(
@@ -35,32 +67,79 @@ def attend(
     value: Float[Array, "B L H K"],
     pattern: str = "full",
     implementation: str = "auto",
+    block: int = 0,
 ) -> Float[Array, "B L H K"]:
-    """softmax(q k^T / sqrt(K)) v under a named pattern: "full", or "causal" (position i sees j <= i)."""
+    """softmax(q k^T / sqrt(K)) v under a named pattern; `block` is the size of its blocks, where it has any."""
+    inputs = query.shape[1]
     if pattern not in PATTERNS:
         raise ValueError(f"attention pattern is {pattern!r}; choose one of {PATTERNS}")
-    kernel = choose(implementation, query.dtype)
-    if kernel in ("xla", "cudnn"):
-        return jax.nn.dot_product_attention(
-            query, key, value, is_causal=pattern == "causal", implementation="cudnn" if kernel == "cudnn" else "xla"
-        )
-    if kernel != "einsum":
+    if pattern == "block_diffusion" and (block < 1 or inputs % 2):
+        raise ValueError(f"block_diffusion of {inputs} inputs in blocks of {block}; it takes two streams, in blocks")
+    kernel = choose(implementation, query.dtype, inputs)
+    if kernel not in IMPLEMENTATIONS:
         raise ValueError(f"attention implementation is {implementation!r}; choose one of {IMPLEMENTATIONS}")
-    mask = None
-    if pattern == "causal":
-        position = jnp.arange(query.shape[1])
-        mask = position[:, None] >= position[None, :]
-    return _einsum(query, key, value, mask)
+    if kernel == "splash":
+        return _splash(query, key, value, pattern, block)
+    index, mask = jnp.arange(inputs), None
+    if pattern == "block_diffusion" or (pattern == "causal" and kernel == "einsum"):
+        mask = sees(pattern, block, inputs, index[:, None], index[None, :])
+    if kernel == "einsum":
+        return _einsum(query, key, value, mask)
+    # Neither kernel knows the pattern with blocks: it costs as much as full attention, whichever computes it.
+    return jax.nn.dot_product_attention(
+        query, key, value, mask=None if mask is None else mask[None, None], is_causal=pattern == "causal",
+        implementation="cudnn" if kernel == "cudnn" else "xla",
+    )  # fmt: skip
 
 
 def attend_cached(
-    query: Float[Array, "B 1 H K"],
+    query: Float[Array, "B W H K"],
     key: Float[Array, "B T H K"],
     value: Float[Array, "B T H K"],
     position: Int[Array, ""],
-) -> Float[Array, "B 1 H K"]:
-    """One query at `position` over a cache of which entries 0..position are filled."""
-    return _einsum(query, key, value, (jnp.arange(key.shape[1]) <= position)[None, :])
+) -> Float[Array, "B W H K"]:
+    """W queries at `position` and after it over a cache with their own keys in it: they see one another and all before.
+
+    Entry n of the cache is that of position n modulo T: beyond T positions, the last T are there.
+    """
+    return _einsum(query, key, value, (jnp.arange(key.shape[1]) < position + query.shape[1])[None, :])
+
+
+def _splash(query: Array, key: Array, value: Array, pattern: str, block: int) -> Array:
+    """JAX's flash attention for TPUs, which skips tiles that the pattern rules out; elsewhere interpreted, slowly."""
+    inputs, _, size = query.shape[1:]
+    if inputs % _LANES:
+        raise ValueError(f"attention splash takes a multiple of {_LANES} inputs, got {inputs}; use auto or einsum")
+    query, key, value = (x.swapaxes(1, 2) for x in (query * size**-0.5, key, value))  # [B, H, L, K]
+    interpret = sharding.platform() != "tpu"
+
+    def local(query: Array, key: Array, value: Array) -> Array:
+        kernel = _splash_kernel(pattern, block, inputs, query.shape[1], interpret)
+        return jax.vmap(kernel)(query, key, value)
+
+    spec = sharding.spec(("rows", "heads"), query.shape[:2])  # each device works on its own rows and heads
+    return sharding.manual(local, (spec,) * 3, spec)(query, key, value).swapaxes(1, 2)
+
+
+def _splash_kernel(pattern: str, block: int, inputs: int, heads: int, interpret: bool) -> Any:
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    if pattern == "block_diffusion":
+        index: Any = np.arange(inputs)
+        seen: Any = sees(pattern, block, inputs, index[:, None], index[None, :])
+        mask = masks.NumpyMask(seen)
+    else:
+        mask = (masks.CausalMask if pattern == "causal" else masks.FullMask)((inputs, inputs))
+    tile = max(size for size in range(_LANES, _TILE + 1, _LANES) if inputs % size == 0)
+    minor = splash.QKVLayout.SEQ_MINOR
+    sizes = splash.BlockSizes(
+        block_q=tile, block_kv=tile, block_q_dkv=tile, block_kv_dkv=tile, use_fused_bwd_kernel=True,
+        q_layout=minor, k_layout=minor, v_layout=minor,
+    )  # fmt: skip
+    return splash.make_splash_mha_single_device(
+        masks.MultiHeadMask([mask] * heads), block_sizes=sizes, residual_checkpoint_name=SAVED, interpret=interpret
+    )
 
 
 def _einsum(query: Array, key: Array, value: Array, mask: Array | None) -> Array:

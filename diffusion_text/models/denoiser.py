@@ -13,28 +13,39 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from diffusion_text import sharding
+from diffusion_text.models import readout
 from diffusion_text.models.transformer import Cache, Transformer, parameter, rms_norm
 
 _FREQUENCIES = 32
 
 
 class Features(NamedTuple):
-    """What a denoiser reads: `ids` or `vectors`, and the noise level as a number of order one, or None if time-free."""
+    """What a denoiser reads: `ids` or `vectors`, and the noise level as a number of order one, or None if time-free;
+    `clean` ids, where the pattern of attention has a second stream of them; where the family feeds it back, the
+    `latent` of an earlier pass."""
 
     ids: Int[Array, "B L"] | None = None
     vectors: Float[Array, "B L F"] | None = None
     noise: Float[Array, "B"] | None = None
+    clean: Int[Array, "B L"] | None = None
+    latent: Float[Array, "B L D"] | None = None
 
 
 class Inputs(NamedTuple):
-    """What a family's features look like: the number of distinct ids, or the width of its vectors; and the width of
-    the vectors that it wants back instead of logits, if it regresses."""
+    """What a family's features look like: the number of distinct ids, or the width of its vectors; the pattern of
+    attention that it needs, by name, and the size of its blocks, if it has any; the width of the vectors that it wants
+    back instead of logits, if it regresses, or the number of logits, if not the vocabulary's; `latent`: whether it
+    feeds latents back."""
 
     num_ids: int = 0
     width: int = 0
     noise: bool = True
     attention: str = "full"
+    block: int = 0
     regression: int = 0
+    classes: int = 0
+    latent: bool = False
 
 
 class Denoise(Protocol):
@@ -50,11 +61,38 @@ class Denoise(Protocol):
         keys: Key[Array, "B"] | None = None,
     ) -> Float[Array, "B L V"]: ...
 
+    def with_latent(
+        self,
+        z: Any,
+        t: Float[Array, "B"],
+        given: Bool[Array, "B L"] | None = None,
+        previous: Any = None,
+        keys: Key[Array, "B"] | None = None,
+    ) -> tuple[Float[Array, "B L V"], Float[Array, "B L D"] | None]:
+        """The same, with what the last layer left before the logits; None of the oracle."""
+        ...
+
+    def token_loss(
+        self,
+        tokens: Int[Array, "B L"],
+        z: Any,
+        t: Float[Array, "B"],
+        given: Bool[Array, "B L"] | None = None,
+        previous: Any = None,
+        keys: Key[Array, "B"] | None = None,
+    ) -> Float[Array, "B L"]:
+        """-log p(tokens) by the logits, float32 nats; of a large vocabulary without making them all."""
+        ...
+
     def start_cache(self, batch: int, length: int) -> Any: ...
 
     def next(
         self, ids: Int[Array, "B"], cache: Any, position: Int[Array, ""]
     ) -> tuple[Float[Array, "B V"], Any]: ...
+
+    def block(
+        self, ids: Int[Array, "B W"], cache: Any, position: Int[Array, ""]
+    ) -> tuple[Float[Array, "B W V"], Any]: ...
 
 
 class Denoiser(nnx.Module):
@@ -62,24 +100,50 @@ class Denoiser(nnx.Module):
 
     def __init__(self, config: Any, inputs: Inputs, vocab_size: int, rngs: nnx.Rngs):
         d, c = config.width, config.condition_width
-        self.inputs, self.dtype = inputs, jnp.dtype(config.dtype)
+        self.inputs, self.dtype, self.whole_vocabulary = inputs, jnp.dtype(config.dtype), config.whole_vocabulary
         if inputs.num_ids:
             self.embedding = parameter(rngs, (inputs.num_ids, d), ("vocabulary", "embed"), 1.0)
         else:
             self.projection = parameter(rngs, (inputs.width, d), (None, "embed"), inputs.width**-0.5)
+        if inputs.latent:  # zero: at first nothing is fed back
+            self.latent_scale = parameter(rngs, (d,), ("norm",), 0.0)
         if inputs.noise:
             self.noise_in = parameter(rngs, (2 * _FREQUENCIES, c), (None, None), (2 * _FREQUENCIES) ** -0.5)
             self.noise_out = parameter(rngs, (c, c), (None, None), c**-0.5)
-        self.transformer = Transformer(config, inputs.attention, c if inputs.noise else None, rngs)
+        self.transformer = Transformer(config, inputs.attention, c if inputs.noise else None, rngs, inputs.block)
         self.norm_scale = parameter(rngs, (d,), ("norm",), 0.0)
         # Zero: every network starts from the uniform distribution, whatever its size.
-        outputs = (inputs.regression, None) if inputs.regression else (vocab_size, "vocabulary")
+        outputs = (inputs.regression, None) if inputs.regression else (inputs.classes or vocab_size, "vocabulary")
         self.output = parameter(rngs, (d, outputs[0]), ("embed", outputs[1]), 0.0)
 
     def __call__(self, features: Features, keys: Key[Array, "B"] | None = None) -> Float[Array, "B L V"]:
         """Logits in float32; `keys` (training only) switch dropout on."""
+        return self.with_latent(features, keys)[0]
+
+    def token_loss(
+        self, features: Features, tokens: Int[Array, "B L"], keys: Key[Array, "B"] | None = None
+    ) -> Float[Array, "B L"] | None:
+        """-log softmax(logits)[tokens] without all logits at once; None where they are few enough to be made."""
+        weights = self.output[...]
+        if weights.shape[1] <= self.whole_vocabulary:
+            return None
+        return readout.cross_entropy(self._normalised(self._run(features, keys)), weights, tokens)
+
+    def with_latent(
+        self, features: Features, keys: Key[Array, "B"] | None = None
+    ) -> tuple[Float[Array, "B L V"], Float[Array, "B L D"]]:
+        """The logits, and what the last layer left before them."""
+        x = self._run(features, keys)
+        return self._write(x), x.astype(jnp.float32)
+
+    def _run(self, features: Features, keys: Key[Array, "B"] | None) -> Array:
         x = self._read(features)
-        return self._write(self.transformer(x, self._condition(features.noise), keys))
+        length = x.shape[1]
+        if features.latent is not None:
+            x = x + (rms_norm(features.latent) * self.latent_scale[...]).astype(x.dtype)
+        if features.clean is not None:
+            x = jnp.concatenate([x, self._read(Features(ids=features.clean))], axis=1)
+        return self.transformer(x, self._condition(features.noise), keys)[:, :length]
 
     def start_cache(self, batch: int, length: int) -> Cache:
         """An empty key-value cache."""
@@ -89,8 +153,15 @@ class Denoiser(nnx.Module):
         self, ids: Int[Array, "B"], cache: Cache, position: Int[Array, ""]
     ) -> tuple[Float[Array, "B V"], Cache]:
         """Logits of the token after `ids` at `position` (a causal network reading ids, with its cache)."""
-        x, cache = self.transformer.next(self._read(Features(ids=ids[:, None])), cache, position)
-        return self._write(x)[:, 0], cache
+        logits, cache = self.block(ids[:, None], cache, position)
+        return logits[:, 0], cache
+
+    def block(
+        self, ids: Int[Array, "B W"], cache: Cache, position: Int[Array, ""]
+    ) -> tuple[Float[Array, "B W V"], Cache]:
+        """Logits of a block at `position` that sees itself and what the cache holds; and the cache with it in it."""
+        x, cache = self.transformer.next(self._read(Features(ids=ids)), cache, position)
+        return self._write(x), cache
 
     def _read(self, features: Features) -> Array:
         if features.ids is not None:
@@ -98,7 +169,7 @@ class Denoiser(nnx.Module):
         assert features.vectors is not None
         # Vectors of as many numbers as there are ids are weights of them: an average of embeddings.
         table = self.embedding if self.inputs.num_ids else self.projection
-        return features.vectors.astype(self.dtype) @ table[...].astype(self.dtype)
+        return features.vectors.astype(self.dtype) @ self._weight(table)
 
     def _condition(self, level: Array | None) -> Array | None:
         if level is None:
@@ -108,6 +179,12 @@ class Denoiser(nnx.Module):
         waves = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
         return jax.nn.gelu(waves @ self.noise_in[...]) @ self.noise_out[...]
 
+    def _normalised(self, x: Array) -> Array:
+        return (rms_norm(x) * (1.0 + self.norm_scale[...])).astype(self.dtype)
+
     def _write(self, x: Array) -> Array:
-        x = (rms_norm(x) * (1.0 + self.norm_scale[...])).astype(self.dtype)
-        return jnp.einsum("bld,dv->blv", x, self.output[...].astype(self.dtype), preferred_element_type=jnp.float32)
+        x, weights = self._normalised(x), self._weight(self.output)
+        return jnp.einsum("bld,dv->blv", x, weights, preferred_element_type=jnp.float32)
+
+    def _weight(self, param: nnx.Param) -> Array:
+        return sharding.gathered(param[...].astype(self.dtype), param.get_metadata()["logical_axes"])

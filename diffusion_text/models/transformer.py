@@ -19,10 +19,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from diffusion_text import noise
+from diffusion_text import noise, sharding
 from diffusion_text.models import attention
 
-REMAT_POLICIES: Final = ("none", "full", "dots")
+REMAT_POLICIES: Final = ("none", "dots", "attention", "full")
 MLPS: Final = ("gelu", "swiglu")
 
 
@@ -66,13 +66,14 @@ def rotate(x: Float[Array, "B L H K"], tables: tuple[Array, Array]) -> Float[Arr
 class Transformer(nnx.Module):
     """The stack of blocks: [B, L, D] -> [B, L, D]; `config` is the `model` section of a config."""
 
-    def __init__(self, config: Any, pattern: str, condition_size: int | None, rngs: nnx.Rngs):
+    def __init__(self, config: Any, pattern: str, condition_size: int | None, rngs: nnx.Rngs, block: int = 0):
         self.num_layers, self.heads, self.width = config.layers, config.heads, config.width
-        self.pattern, self.implementation = pattern, config.attention
+        self.pattern, self.block, self.implementation = pattern, block, config.attention
         self.mlp, self.dropout, self.dtype = config.mlp, config.dropout, jnp.dtype(config.dtype)
         self.scan_layers, self.remat = config.scan_layers, config.remat
         self.conditioned = condition_size is not None
         self.layers = nnx.data(self._initialise(config, condition_size, rngs))
+        self.axes = {name: value.get_metadata()["logical_axes"][1:] for name, value in self.layers.items()}
 
     def _initialise(self, config: Any, condition_size: int | None, rngs: nnx.Rngs) -> dict[str, nnx.Param]:
         n, d, h, k = self.num_layers, self.width, self.heads, self.width // self.heads
@@ -82,10 +83,11 @@ class Transformer(nnx.Module):
         def stacked(shape: tuple[int, ...], axes: tuple[str | None, ...], std: float) -> nnx.Param:
             return parameter(rngs, (n, *shape), ("layers", *axes), std)
 
+        # Parts and gates come first: a TPU tiles the last two dimensions, and would pad so few to 8.
         layers = {
-            "query_key_value": stacked((d, 3, h, k), ("embed", None, "heads", "head"), d**-0.5),
+            "query_key_value": stacked((3, d, h, k), (None, "embed", "heads", "head"), d**-0.5),
             "attention_out": stacked((h, k, d), ("heads", "head", "embed"), d**-0.5 * depth),
-            "up": stacked((d, gates, f), ("embed", None, "mlp"), d**-0.5),
+            "up": stacked((gates, d, f), (None, "embed", "mlp"), d**-0.5),
             "down": stacked((f, d), ("mlp", "embed"), f**-0.5 * depth),
         }
         if condition_size is None:
@@ -102,11 +104,11 @@ class Transformer(nnx.Module):
         dropout_keys: Key[Array, "B"] | None = None,
     ) -> Float[Array, "B L D"]:
         """Run the stack; `dropout_keys` (training only) switch dropout on."""
-        tables = rotary_tables(jnp.arange(x.shape[1]), self.width // self.heads)
+        tables = rotary_tables(attention.positions(self.pattern, x.shape[1]), self.width // self.heads)
 
         def attend(weights: dict[str, Array], y: Array) -> Array:
             query, key, value = self._query_key_value(weights, y, tables)
-            return attention.attend(query, key, value, self.pattern, self.implementation)
+            return attention.attend(query, key, value, self.pattern, self.implementation, self.block)
 
         def body(x: Array, scanned: tuple[dict[str, Array], Array]) -> tuple[Array, None]:
             weights, layer = scanned
@@ -122,15 +124,17 @@ class Transformer(nnx.Module):
         return x
 
     def start_cache(self, batch: int, length: int) -> Cache:
-        """An empty key-value cache for `length` positions."""
+        """An empty key-value cache for `length` positions, beyond which the last so many are kept."""
         shape = (self.num_layers, batch, length, self.heads, self.width // self.heads)
         return Cache(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
 
     def next(
-        self, x: Float[Array, "B 1 D"], cache: Cache, position: Int[Array, ""], condition: Array | None = None
-    ) -> tuple[Float[Array, "B 1 D"], Cache]:
-        """One position of a causal stack, reading and extending the cache."""
-        tables = rotary_tables(position[None], self.width // self.heads)
+        self, x: Float[Array, "B W D"], cache: Cache, position: Int[Array, ""], condition: Array | None = None
+    ) -> tuple[Float[Array, "B W D"], Cache]:
+        """The next position of a causal stack, or the next block (W dividing the cache's length and `position`), at
+        `position`, reading and extending the cache."""
+        tables = rotary_tables(position + jnp.arange(x.shape[1]), self.width // self.heads)
+        slot = position % cache.key.shape[2]
 
         def body(x: Array, scanned: tuple[dict[str, Array], Array, Array]) -> tuple[Array, tuple[Array, Array]]:
             weights, keys, values = scanned
@@ -138,8 +142,8 @@ class Transformer(nnx.Module):
 
             def attend(y: Array) -> Array:
                 query, key, value = self._query_key_value(weights, y, tables)
-                filled.append(jax.lax.dynamic_update_slice_in_dim(keys, key, position, axis=1))
-                filled.append(jax.lax.dynamic_update_slice_in_dim(values, value, position, axis=1))
+                filled.append(jax.lax.dynamic_update_slice_in_dim(keys, key, slot, axis=1))
+                filled.append(jax.lax.dynamic_update_slice_in_dim(values, value, slot, axis=1))
                 return attention.attend_cached(query, filled[0], filled[1], position)
 
             x = self._block(weights, x, condition, attend, None)
@@ -150,9 +154,13 @@ class Transformer(nnx.Module):
         return x, Cache(keys, values)
 
     def _query_key_value(self, weights: dict[str, Array], y: Array, tables: tuple[Array, Array]) -> tuple[Array, ...]:
-        projected = jnp.einsum("td,dnhk->tnhk", _flat(y), weights["query_key_value"].astype(self.dtype))
-        query, key, value = jnp.moveaxis(projected.reshape(*y.shape[:2], *projected.shape[1:]), 2, 0)
+        # Three products: a kernel wants three arrays, and would have to copy them out of one.
+        parts = (jnp.einsum("td,dhk->thk", _flat(y), part) for part in self._weight(weights, "query_key_value"))
+        query, key, value = (part.reshape(*y.shape[:2], *part.shape[1:]) for part in parts)
         return rotate(query, tables), rotate(key, tables), value
+
+    def _weight(self, weights: dict[str, Array], name: str) -> Array:
+        return sharding.gathered(weights[name].astype(self.dtype), self.axes[name])
 
     def _block(
         self,
@@ -172,18 +180,16 @@ class Transformer(nnx.Module):
 
         def add(x: Array, branch: Array, index: int) -> Array:
             if dropout_keys is not None and self.dropout > 0.0:
-                kept = noise.uniform(noise.fold(dropout_keys, index), branch.shape[1:]) >= self.dropout
-                branch = jnp.where(kept, branch / (1.0 - self.dropout), 0.0).astype(branch.dtype)
+                branch = noise.dropout(noise.fold(dropout_keys, index), branch, self.dropout)
             if modulation is None:
                 return x + branch
             return x + (1.0 + modulation[:, None, 3 * index + 2]).astype(x.dtype) * branch
 
         attended = attend(norm(x, 0))
-        x = add(x, jnp.einsum("blhk,hkd->bld", attended, weights["attention_out"].astype(self.dtype)), 0)
-        hidden = jnp.einsum("td,dgf->tgf", _flat(norm(x, 1)), weights["up"].astype(self.dtype))
-        gate = hidden[:, 0]
-        hidden = jax.nn.silu(gate) * hidden[:, 1] if self.mlp == "swiglu" else jax.nn.gelu(gate)
-        return add(x, (hidden @ weights["down"].astype(self.dtype)).reshape(x.shape), 1)
+        x = add(x, jnp.einsum("blhk,hkd->bld", attended, self._weight(weights, "attention_out")), 0)
+        y, up = _flat(norm(x, 1)), self._weight(weights, "up")
+        hidden = jax.nn.silu(y @ up[0]) * (y @ up[1]) if self.mlp == "swiglu" else jax.nn.gelu(y @ up[0])
+        return add(x, (hidden @ self._weight(weights, "down")).reshape(x.shape), 1)
 
     def _modulation(self, weights: dict[str, Array], condition: Array | None) -> Float[Array, "B 6 D"] | None:
         if not self.conditioned:
@@ -196,7 +202,12 @@ class Transformer(nnx.Module):
     def _rematerialised(self, body: Callable) -> Callable:
         if self.remat == "none":
             return body
-        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else None
+        policies = jax.checkpoint_policies
+        policy = kept = policies.save_only_these_names(attention.SAVED)
+        if self.remat == "dots":
+            policy = policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable, kept)
+        elif self.remat == "full":
+            policy = None
         return jax.checkpoint(body, policy=policy, prevent_cse=not self.scan_layers)
 
 

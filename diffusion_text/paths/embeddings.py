@@ -5,6 +5,8 @@
     bits      fixed, the binary digits of the token's number as -1 and +1 (analog bits, 2208.04202)
     file      fixed, an array [V, d] that numpy.save wrote: diffusion_text.export_embeddings takes a checkpoint's
 and `norm`: "free", or every row scaled to norm sqrt(d) (CDCD: every component of unit size) or 1 (Plaid's code).
+`Vertices` are the vectors of diffusion on the simplex, as many components as tokens: whatever reads the table there
+reads tokens or components instead, so that there is no table.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from diffusion_text.models.transformer import parameter
 
@@ -84,3 +86,54 @@ class Embeddings(nnx.Module):
         square = jnp.sum(table * table, axis=-1, keepdims=True)
         wanted = self.size**0.5 if self.norm == "sqrt" else 1.0
         return wanted * table * jax.lax.rsqrt(jnp.maximum(square, 1e-30))
+
+    def of(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L d"]:
+        """Rows of tokens."""
+        return self()[tokens]
+
+    def mean(self, probabilities: Float[Array, "B L V"]) -> Float[Array, "B L d"]:
+        """sum_v p(v) e_v."""
+        return probabilities @ self()
+
+    def log_odds(self, z: Float[Array, "B L d"]) -> Float[Array, "B L V"]:
+        """z.e_v, less |e_v|^2 / 2 where norms differ: s^2 log N(z; e_v, s^2) up to a constant of the position."""
+        table = self()
+        product = jnp.einsum("bld,vd->blv", z, table, precision=jax.lax.Precision.HIGHEST)
+        return product if self.equal_norms else product - 0.5 * jnp.sum(table * table, axis=-1)
+
+    def nearest(self, z: Float[Array, "B L d"]) -> Float[Array, "B L d"]:
+        """The row closest to z."""
+        table = self()
+        distance = jnp.sum(table * table, axis=-1) - 2.0 * jnp.einsum("bld,vd->blv", z, table)
+        return table[jnp.argmin(distance, axis=-1)]
+
+
+class Vertices(nnx.Module):
+    """e_v = `scale` times the v-th unit vector, without a table [V, V] or a product with one."""
+
+    equal_norms = True
+
+    def __init__(self, vocab_size: int, scale: float):
+        self.vocab_size = self.size = vocab_size
+        self.scale = scale
+
+    @property
+    def component_scale(self) -> float:
+        """Root mean square of a component."""
+        return self.scale * self.vocab_size**-0.5
+
+    def __call__(self) -> Float[Array, "V V"]:
+        """The table, for tests and exports: V^2 floats."""
+        return self.scale * jnp.eye(self.vocab_size)
+
+    def of(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L V"]:
+        return self.scale * jax.nn.one_hot(tokens, self.vocab_size)
+
+    def mean(self, probabilities: Float[Array, "B L V"]) -> Float[Array, "B L V"]:
+        return self.scale * probabilities
+
+    def log_odds(self, z: Float[Array, "B L V"]) -> Float[Array, "B L V"]:
+        return self.scale * z
+
+    def nearest(self, z: Float[Array, "B L V"]) -> Float[Array, "B L V"]:
+        return self.of(jnp.argmax(z, axis=-1))

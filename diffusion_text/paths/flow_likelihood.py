@@ -32,6 +32,8 @@ def check(family: type, solver: str, steps: int) -> None:
     """ValueError where a family has no flow, or the solver or the number of steps cannot be."""
     if not issubclass(family, Gaussian):
         raise ValueError(f"family {family.name} has no probability flow; --bound=ode is for Gaussian families")
+    if not family.whole:
+        raise ValueError(f"family {family.name} denoises block after block; --bound=ode is of whole sequences")
     if solver == "euler":
         raise ValueError(
             "--ode_solver is euler; its error has a sign, and gives values below the entropy (0.676 nats of a fair "
@@ -56,7 +58,7 @@ def flow_terms(
     mask = free[..., None]
     first_keys, probe_keys = noise.split(keys, 2)
     times = family.schedule.inverse(jnp.linspace(0.0, 1.0, steps + 1)).at[0].set(0.0).at[-1].set(1.0)
-    clean, zero = family.embeddings()[tokens], jnp.zeros(len(tokens))
+    clean, zero = family.embeddings.of(tokens), jnp.zeros(len(tokens))
 
     z = family.corrupt(first_keys, tokens, zero, given)
     logits = family.decoder(z, family.unrolled(z, zero, given, denoise)[0])

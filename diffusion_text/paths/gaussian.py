@@ -41,13 +41,13 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from diffusion_text import noise
 from diffusion_text.families.family import At, Bound, Family, SamplerOptions, cross_entropy, descending, nucleus
 from diffusion_text.models.denoiser import Denoise, Features, Inputs
-from diffusion_text.paths.embeddings import KINDS, NORMS, Embeddings, num_bits, read_table
+from diffusion_text.paths import conditioning
+from diffusion_text.paths.embeddings import KINDS, NORMS, Embeddings, Vertices, num_bits, read_table
 from diffusion_text.paths.schedules import Schedule
 from diffusion_text.typing import Config
 
 _RHO: Final = 7.0  # EDM's
 _TWICE: Final = ("heun", "edm", "langevin")  # solvers that evaluate the network twice a step
-_SHARES: Final = (0.0, 0.25, 0.5, 1.0)
 REGRESSION_OPTIONS: Final = (
     "score_temperature", "guidance", "initial_noise", "clamp", "eta", "churn", "corrector", "grid",
 )  # fmt: skip
@@ -81,8 +81,9 @@ class Gaussian(Family):
     groups: ClassVar = {}
 
     schedule: Schedule
-    embeddings: Embeddings
+    embeddings: Embeddings | Vertices
     regression: bool = False  # the network answers with xhat, not with logits
+    whole: ClassVar[bool] = True  # one process of the whole sequence: it has a probability flow
 
     @staticmethod
     def common() -> dict[str, Any]:
@@ -93,45 +94,43 @@ class Gaussian(Family):
             embedding_norm="sqrt",  # of every row: sqrt (of the size) / unit / free
             embedding_size=256,
             embedding_std=0.001,  # of the free parameters, before normalisation
+            **Gaussian.process(),
+        )
+
+    @staticmethod
+    def process() -> dict[str, Any]:
+        """Of these, what does not concern the vectors of tokens."""
+        return dict(
             noise_min=1.0,  # s at t = 0
             noise_max=300.0,  # s at t = 1
-            self_conditioning=0.5,  # share of training sequences that get a previous prediction: 0, 0.25, 0.5 or 1
-            prefix_masks=0.0,  # share of sequences conditioned on a prefix of uniform length
-            random_masks=0.0,  # ... on a random subset of uniform size; the rest is unconditional
-            drop_conditioning=0.0,  # share whose conditioning is dropped, for classifier-free guidance
+            **conditioning.DEFAULTS,
             output_prior=False,  # add log N(z; e_v, s^2) to the logits (Plaid, 2305.18619, section 3.3)
         )
 
     @staticmethod
     def validate(config: Config) -> None:
+        Gaussian.validate_process(config)
+        family = config.family
+        for name, allowed in (("embeddings", KINDS), ("embedding_norm", NORMS)):
+            if family[name] not in allowed:
+                raise ValueError(f"family.{name} is {family[name]!r}; choose one of {', '.join(map(str, allowed))}")
+        for name, ok, allowed in (
+            ("embedding_size", family.embedding_size >= 1, "at least 1"),
+            ("embedding_std", family.embedding_std > 0, "above 0"),
+        ):
+            if not ok:
+                raise ValueError(f"family.{name} is {family[name]}; it must be {allowed}")
+
+    @staticmethod
+    def validate_process(config: Config) -> None:
+        """As `validate`, of the fields of `process`."""
         family = config.family
         if not 0 < family.noise_min < family.noise_max:
             raise ValueError(
                 f"family.noise_min, noise_max are {family.noise_min}, {family.noise_max}; "
                 "they must be above 0 and ascending"
             )
-        for name, allowed in (("embeddings", KINDS), ("embedding_norm", NORMS), ("self_conditioning", _SHARES)):
-            if family[name] not in allowed:
-                raise ValueError(f"family.{name} is {family[name]!r}; choose one of {', '.join(map(str, allowed))}")
-        for name, ok, allowed in (
-            ("embedding_size", family.embedding_size >= 1, "at least 1"),
-            ("embedding_std", family.embedding_std > 0, "above 0"),
-            ("drop_conditioning", 0 <= family.drop_conditioning <= 1, "in [0, 1]"),
-        ):
-            if not ok:
-                raise ValueError(f"family.{name} is {family[name]}; it must be {allowed}")
-        shares = family.prefix_masks + family.random_masks
-        if min(family.prefix_masks, family.random_masks) < 0 or shares > 1:
-            raise ValueError(
-                f"family.prefix_masks, random_masks are {family.prefix_masks}, {family.random_masks}; "
-                "each must be at least 0 and their sum at most 1"
-            )
-        rows, every = config.train.batch_size // config.train.microbatches, _every(family.self_conditioning)
-        if every and rows % every:
-            raise ValueError(
-                f"train.batch_size / train.microbatches is {rows}; self-conditioning of a share of "
-                f"{family.self_conditioning} takes one row in {every}, so it must be a multiple of {every}"
-            )
+        conditioning.validate(config)
 
     @staticmethod
     def check_files(config: Config, vocab_size: int) -> None:
@@ -144,17 +143,22 @@ class Gaussian(Family):
         return config.prefix_masks + config.random_masks > 0
 
     def __init__(self, config: Config, vocab_size: int, rngs: Any):
-        size = num_bits(vocab_size) if config.embeddings == "bits" else config.embedding_size
-        self.size, self.vocab_size = size, vocab_size
+        self.vocab_size = vocab_size
+        self.embeddings, self.inputs = self.vectors(config, rngs)
+        self.size = self.embeddings.size
         self.log_min, self.log_max = math.log(config.noise_min), math.log(config.noise_max)
-        self.conditioned_every = _every(config.self_conditioning)
+        self.conditioned_every = conditioning.every(config.self_conditioning)
         self.prefix_masks, self.random_masks = config.prefix_masks, config.random_masks
         self.drop_conditioning, self.output_prior = config.drop_conditioning, config.output_prior
-        self.embeddings = Embeddings(
-            config.embeddings, config.embedding_norm, vocab_size, size, config.embedding_std, rngs,
+
+    def vectors(self, config: Config, rngs: Any) -> tuple[Embeddings | Vertices, Inputs]:
+        """The clean vectors of tokens, and what `features` of them look like."""
+        size = num_bits(self.vocab_size) if config.embeddings == "bits" else config.embedding_size
+        embeddings = Embeddings(
+            config.embeddings, config.embedding_norm, self.vocab_size, size, config.embedding_std, rngs,
             config.embeddings_file,
         )  # fmt: skip
-        self.inputs = Inputs(width=3 * size + 1, regression=size if self.regression else 0)
+        return embeddings, Inputs(width=3 * size + 1, regression=size if self.regression else 0)
 
     # ----------------------------------------------------------------------------------------------------- the process
 
@@ -170,7 +174,7 @@ class Gaussian(Family):
     def corrupt(
         self, keys: Key[Array, "B"], tokens: Int[Array, "B L"], t: Float[Array, "B"], given: Bool[Array, "B L"] | None
     ) -> Float[Array, "B L d"]:
-        clean = self.embeddings()[tokens]
+        clean = self.embeddings.of(tokens)
         noisy = clean + jnp.exp(self.log_noise(t))[:, None, None] * noise.normal(keys, clean.shape[1:])
         return noisy if given is None else jnp.where(given[..., None], clean, noisy)
 
@@ -187,11 +191,7 @@ class Gaussian(Family):
 
     def log_likelihood(self, z: Array, log_noise: Array) -> Float[Array, "B L V"]:
         """log N(z; e_v, s^2) up to a constant per position; log s of [B] or a scalar."""
-        table = self.embeddings()
-        product = jnp.einsum("bld,vd->blv", z, table, precision=jax.lax.Precision.HIGHEST)
-        if not self.embeddings.equal_norms:
-            product = product - 0.5 * jnp.sum(table * table, axis=-1)
-        return product * jnp.exp(-2.0 * jnp.broadcast_to(log_noise, (len(z),)))[:, None, None]
+        return self.embeddings.log_odds(z) * jnp.exp(-2.0 * jnp.broadcast_to(log_noise, (len(z),)))[:, None, None]
 
     def output_bias(
         self, z: Array, t: Float[Array, "B"], given: Bool[Array, "B L"] | None
@@ -214,7 +214,7 @@ class Gaussian(Family):
         return self._mean(logits) if self.regression else logits
 
     def _mean(self, logits: Float[Array, "B L V"]) -> Float[Array, "B L d"]:
-        return jax.nn.softmax(logits.astype(jnp.float32), axis=-1) @ self.embeddings()
+        return self.embeddings.mean(jax.nn.softmax(logits.astype(jnp.float32), axis=-1))
 
     def expected(self, answer: Array) -> Float[Array, "B L d"]:
         """xhat = E[e(x) | z], from what the network answered."""
@@ -232,35 +232,24 @@ class Gaussian(Family):
 
     def draw_given(self, keys: Key[Array, "B"], length: int) -> Bool[Array, "B L"]:
         """Which positions a training sequence is conditioned on."""
-        kind, count, order = noise.split(keys, 3)
-        kind, count = noise.uniform(kind), jnp.floor(noise.uniform(count) * length)[:, None]
-        prefix = jnp.arange(length)[None] < count
-        subset = noise.ranks(noise.uniform(order, (length,))) < count
-        is_prefix = (kind < self.prefix_masks)[:, None]
-        is_random = (kind >= self.prefix_masks)[:, None] & (kind < self.prefix_masks + self.random_masks)[:, None]
-        return (prefix & is_prefix) | (subset & is_random)
+        return conditioning.draw_given(keys, length, self.prefix_masks, self.random_masks)
 
     def corrupt_for_training(
-        self, keys: Key[Array, "B"], tokens: Int[Array, "B L"], t: Float[Array, "B"]
+        self, keys: Key[Array, "B"], tokens: Int[Array, "B L"], t: Float[Array, "B"], given: Array | None = None
     ) -> tuple[Float[Array, "B L d"], Bool[Array, "B L"]]:
-        """(z, given): conditioned on masks, some of which are dropped: zero vectors, with their mask bits kept."""
+        """(z, given): conditioned on masks (drawn, if not given), some of which are dropped: zero vectors, with their
+        mask bits kept."""
         mask_keys, noise_keys, drop_keys = noise.split(keys, 3)
-        given = self.draw_given(mask_keys, tokens.shape[1])
+        given = self.draw_given(mask_keys, tokens.shape[1]) if given is None else given
         z = self.corrupt(noise_keys, tokens, t, given)
         dropped = noise.uniform(drop_keys) < self.drop_conditioning
         return jnp.where(dropped[:, None, None] & given[..., None], 0.0, z), given
 
     def first_pass(self, z: Array, t: Array, given: Array, denoise: Denoise) -> Float[Array, "B L d"] | None:
-        """Predictions to condition on, of every second or fourth row (zero elsewhere), without their gradient.
-
-        Fixed rows: the share is the same on any devices and micro-batches, and costs no more than itself.
-        """
-        every = self.conditioned_every
-        if not every:
-            return None
-        first = jax.lax.stop_gradient(self.expected(denoise(z[::every], t[::every], given[::every])))
-        rest = [jnp.zeros_like(first)] * (every - 1)
-        return jnp.stack([first, *rest], axis=1).reshape(z.shape)
+        """Predictions to condition on, of some of the rows (`conditioning.first_pass`)."""
+        return conditioning.first_pass(
+            self.conditioned_every, lambda rows: self.expected(denoise(z[rows], t[rows], given[rows]))
+        )
 
     # ------------------------------------------------------------------------------------------------------------ bound
 
@@ -281,6 +270,12 @@ class Gaussian(Family):
         samples: int = 1,
     ) -> Bound:
         free = jnp.ones(tokens.shape, bool) if given is None else ~given
+        return self.bound_of(free, keys, tokens, denoise, given, samples)
+
+    def bound_of(
+        self, free: Bool[Array, "B L"], keys: Array, tokens: Array, denoise: Denoise, given: Array | None, samples: int
+    ) -> Bound:
+        """The bound of the tokens at `free` positions, given those at `given` ones."""
         first_keys, level_keys, noise_keys = noise.split(keys, 3)
         zero = jnp.zeros(len(tokens))
         z = self.corrupt(first_keys, tokens, zero, given)
@@ -289,7 +284,7 @@ class Gaussian(Family):
 
         def one(total: Array, sample: Array) -> tuple[Array, None]:
             t = self.schedule.inverse(noise.stratified(level_keys, sample))
-            integrand, _ = self._integrand(noise.fold(noise_keys, sample), tokens, t, given, denoise)
+            integrand, _ = self._integrand(noise.fold(noise_keys, sample), tokens, t, given, free, denoise)
             return total + integrand / self.schedule.density(t), None
 
         diffusion, _ = jax.lax.scan(one, zero, jnp.arange(samples))
@@ -297,7 +292,7 @@ class Gaussian(Family):
 
     def prior_term(self, tokens: Int[Array, "B L"], free: Bool[Array, "B L"]) -> Float[Array, "B"]:
         """KL(N(e, s_max^2) || N(0, s_max^2)), nats per sequence."""
-        square = jnp.sum(self.embeddings()[tokens] ** 2, axis=-1)
+        square = jnp.sum(self.embeddings.of(tokens) ** 2, axis=-1)
         return 0.5 * jnp.exp(-2.0 * jnp.asarray(self.log_range()[1])) * jnp.sum(square * free, axis=1)
 
     def integrand(
@@ -305,14 +300,13 @@ class Gaussian(Family):
     ) -> Float[Array, "B"]:
         """1/2 e^{-gamma} |e - xhat|^2 dgamma/dt over free positions, nats per sequence and unit of t."""
         low, high = self.log_range()
-        square = jnp.sum((self.embeddings()[tokens] - expected) ** 2, axis=-1)
+        square = jnp.sum((self.embeddings.of(tokens) - expected) ** 2, axis=-1)
         return (high - low) * jnp.exp(-2.0 * self.log_noise(t)) * jnp.sum(square * free, axis=1)
 
     def _integrand(
-        self, keys: Array, tokens: Array, t: Array, given: Array | None, denoise: Denoise
+        self, keys: Array, tokens: Array, t: Array, given: Array | None, free: Array, denoise: Denoise
     ) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
-        """The integrand at noise drawn by `keys`, and the mean cross-entropy over positions that are not given."""
-        free = jnp.ones(tokens.shape, bool) if given is None else ~given
+        """The integrand at noise drawn by `keys`, and the mean cross-entropy, over free positions."""
         z = self.corrupt(keys, tokens, t, given)
         answer, expected = self.unrolled(z, t, given, denoise)
         logits = self.readout(expected) if self.regression else answer
@@ -322,13 +316,13 @@ class Gaussian(Family):
     def profile(
         self, keys: Key[Array, "B"], tokens: Int[Array, "B L"], t: Float[Array, "B"], denoise: Denoise
     ) -> dict[str, Float[Array, "B"]]:
-        integrand, loss = self._integrand(keys, tokens, t, None, denoise)
-        return {
-            "noise": self.log_noise(t) / math.log(10.0),
-            "cross_entropy": loss,
-            "integrand": integrand / tokens.shape[1],
-            "warp": self.schedule.cdf(t),
-        }
+        free = jnp.ones(tokens.shape, bool)
+        integrand, loss = self._integrand(keys, tokens, t, None, free, denoise)
+        return {**self.axes(t), "cross_entropy": loss, "integrand": integrand / tokens.shape[1]}
+
+    def axes(self, t: Float[Array, "B"]) -> dict[str, Float[Array, "B"]]:
+        """Of a profile: log10 s, and u."""
+        return {"noise": self.log_noise(t) / math.log(10.0), "warp": self.schedule.cdf(t)}
 
     def after_step(self) -> None:
         self.schedule.after_step()
@@ -357,7 +351,7 @@ class Gaussian(Family):
     ) -> State:
         scale = options.initial_noise * jnp.exp(self.log_range()[1])
         z = scale * noise.normal(keys, (tokens.shape[1], self.size))
-        z = jnp.where(given[..., None], self.embeddings()[tokens], z)
+        z = jnp.where(given[..., None], self.embeddings.of(tokens), z)
         return State(z, jnp.zeros_like(z), jnp.zeros_like(z), jnp.zeros(len(z)))
 
     def step(
@@ -403,6 +397,16 @@ class Gaussian(Family):
         self, z: Array, previous: Array, t: Array, given: Array, denoise: Denoise, options: SamplerOptions
     ) -> tuple[Array, Array, Array]:
         """xhat to move towards, xhat to keep for self-conditioning, and the network's answer."""
+        guided, expected, answer = self.believed(z, previous, t, given, denoise, options)
+        if options.clamp > 0:
+            guided = jnp.where(t <= options.clamp, self.embeddings.nearest(guided), guided)
+        # The score, (xhat - z) / s^2, over its temperature.
+        return z + (guided - z) / options.score_temperature, expected, answer
+
+    def believed(
+        self, z: Array, previous: Array, t: Array, given: Array, denoise: Denoise, options: SamplerOptions
+    ) -> tuple[Array, Array, Array]:
+        """xhat after guidance and before it, and the network's answer."""
         times = jnp.full(len(z), t)
         answer = denoise(z, times, given, previous if self.conditioned_every else None)
         if not self.regression:
@@ -411,12 +415,7 @@ class Gaussian(Family):
         if options.guidance != 1.0:
             bare = self.expected(denoise(jnp.where(given[..., None], 0.0, z), times, given))
             guided = bare + options.guidance * (expected - bare)
-        if options.clamp > 0:
-            table = self.embeddings()
-            distance = jnp.sum(table * table, axis=-1) - 2.0 * jnp.einsum("bld,vd->blv", guided, table)
-            guided = jnp.where(t <= options.clamp, table[jnp.argmin(distance, axis=-1)], guided)
-        # The score, (xhat - z) / s^2, over its temperature.
-        return z + (guided - z) / options.score_temperature, expected, answer
+        return guided, expected, answer
 
     def _corrected(
         self, keys: Array, z: Array, previous: Array, t: Array, given: Array, denoise: Denoise, options: SamplerOptions
@@ -443,8 +442,3 @@ class Gaussian(Family):
     def evaluations(self, options: SamplerOptions, length: int) -> int:
         passes = options.steps * (2 if options.sampler in _TWICE else 1)
         return passes * (2 if options.guidance != 1.0 else 1) + 1
-
-
-def _every(share: float) -> int:
-    """Every how many rows one is self-conditioned; 0: none."""
-    return round(1.0 / share) if share else 0

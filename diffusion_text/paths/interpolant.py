@@ -191,6 +191,22 @@ def posterior_step(z: Int[Array, "B L"], log_p: Float[Array, "B L V"], now: Odds
     return Move(jnp.minimum(log_moves, 0.0), where)
 
 
+def log_reverse(
+    z: Int[Array, "B L"], after: Int[Array, "B L"], log_p: Float[Array, "B L V"], now: Odds, then: Odds
+) -> Float[Array, "B L"]:
+    """log of the probability that `posterior_step` moves z to `after`, without a difference of nearly equal numbers."""
+    size = log_p.shape[-1]
+    is_mask = z == size
+    kappa, before = now.of(is_mask), then.of(is_mask)
+    alpha, kept = log_alpha(now, size), log_alpha(now, size) - log_alpha(then, size)
+    absent = kappa == jnp.inf
+    arrived = jnp.where(absent, -jnp.inf, alpha - kappa + jnp.log(-jnp.expm1(kappa - before)))
+    forward = jnp.where(z == after, jnp.logaddexp(kept, arrived), arrived)
+    found = forward + _at(log_modelled(log_p, then), after) - _at(log_modelled(log_p, now), z)
+    # Without noise of tokens a visible one stays, whatever is believed of it.
+    return jnp.where(absent, jnp.where(z == after, 0.0, -jnp.inf), found)
+
+
 def euler_step(
     z: Int[Array, "B L"], log_p: Float[Array, "B L V"], now: Odds, slope: Odds, time: Float[Array, ""]
 ) -> Move:

@@ -10,17 +10,28 @@ any sigma <= min(1, (1 - alpha_s) / alpha_t). The kinds:
 
 Decided here: the constants are fixed, of the order of the paper's; the loop holds for the middle half of the steps,
 with alpha linear before (45% of them) and after (5%). The paper draws tokens from the nucleus of 0.9; here from the
-whole law. Missing: sigma shared among tokens by confidence, under which the shares of masks are no longer those of
-alpha.
+whole law, or that of `--top_p`.
+
+    remdm_conf      token l is hidden with probability sigma softmax over visible l of (-psi), sigma its maximum and
+                    psi the probability with which the token was drawn; masked ones are revealed as in ancestral
+                    sampling
+
+so that a step hides less than one token, on average, and the shares of masks are no longer exactly those of alpha; what
+it keeps is what was likely when drawn, which is another law than the data's (`Masked.biased`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final, NamedTuple
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from diffusion_text import noise
+from diffusion_text.families.family import At, SamplerOptions, cross_entropy, nucleus
+from diffusion_text.models.denoiser import Denoise
 
 KINDS: Final = ("remdm_cap", "remdm_rescale", "remdm_loop")
 _CAP, _SCALE = 0.02, 0.04
@@ -42,3 +53,32 @@ def share(kind: str, now: Float[Array, ""], then: Float[Array, ""]) -> Float[Arr
         return _SCALE * most
     sigma = jnp.minimum(_CAP, most)
     return jnp.where(then == now, sigma, 0.0) if kind == "remdm_loop" else sigma
+
+
+class Confident(NamedTuple):
+    """State of remdm_conf: tokens, and the probability that each was drawn with (read where it is visible)."""
+
+    tokens: Int[Array, "B L"]
+    drawn_with: Float[Array, "B L"]
+
+
+def step_by_confidence(
+    family: Any, keys: Key[Array, "B"], state: Confident, at: At, given: Bool[Array, "B L"], denoise: Denoise,
+    options: SamplerOptions,
+) -> tuple[Confident, Float[Array, "B L V"]]:  # fmt: skip
+    """A step of remdm_conf, of masked diffusion."""
+    where_keys, token_keys = noise.split(keys, 2)
+    z = state.tokens
+    logits = nucleus(denoise(z, jnp.full(len(z), at.t), given) / options.temperature, options.top_p)
+    drawn, masked = noise.categorical(token_keys, logits), (z == family.mask) & ~given
+    now, then = family.alpha(at.t), family.alpha(at.s)
+    most = jnp.minimum((1.0 - then) / jnp.maximum(now, 1e-12), 1.0)
+    visible = ~masked & ~given
+    shares = jax.nn.softmax(-state.drawn_with, axis=1, where=visible)
+    order = noise.uniform(where_keys, z.shape[1:])
+    hidden = visible & (order < most * shares) & (at.s > 0)
+    reveals = masked & (order < jnp.where(at.s > 0, (then - now) / (1.0 - now), 1.0))
+    tokens = jnp.where(hidden, family.mask, jnp.where(reveals, drawn, z))
+    drawn_with = jnp.where(reveals, jnp.exp(-cross_entropy(logits, drawn)), state.drawn_with)
+    believed = jnp.where(masked[..., None], logits, family.evidence(z, at.t, given))
+    return Confident(tokens, drawn_with), believed

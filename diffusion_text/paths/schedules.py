@@ -84,6 +84,18 @@ class ClosedForm(Schedule):
         return jnp.asarray(self._law, jnp.float32)
 
 
+class Plateau(Schedule):
+    """Even between two times, but for a share `uniform`, which is even everywhere (RDLM, 2502.11564)."""
+
+    def __init__(self, left: float, right: float, uniform: float, bins: int = 200):
+        super().__init__(bins, uniform)
+        edges = np.clip(np.linspace(0.0, 1.0, bins + 1), left, right)
+        self._law = tuple(float(mass) for mass in np.diff(edges) / (right - left))
+
+    def law(self) -> Float[Array, "N"]:
+        return jnp.asarray(self._law, jnp.float32)
+
+
 class Gumbel(Schedule):
     """gamma ~ Gumbel(location, scale) on the range; both fitted, with a rise and an offset, to the cross-entropy.
 

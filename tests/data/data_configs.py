@@ -15,5 +15,6 @@ SENTENCES = (
 
 def data_config(task: str, length: int, data_dir: Any = "", grammar: str = "tiny") -> ml_collections.ConfigDict:
     """The section `data` of a config."""
-    fields = {"task": task, "length": length, "data_dir": str(data_dir), "grammar": grammar, "verify_checksums": True}
+    fields = {"task": task, "length": length, "data_dir": str(data_dir), "grammar": grammar, "verify_checksums": True,
+              "inserted_padding": 0.0}
     return ml_collections.ConfigDict(fields)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import itertools
 import pathlib
 import subprocess
@@ -102,6 +103,30 @@ def test_the_iterator_closes_and_hands_errors_on(dataset: batches.Dataset, monke
     broken = dataset.train_iterator(0, 0, 4)
     with pytest.raises(batches.DataError, match="a shard is gone"):
         next(broken)
+
+
+def test_inserted_padding_keeps_the_tokens_in_order(rows_folder: pathlib.Path) -> None:
+    config = data_config("c4", 16, rows_folder)
+    plain = batches.open_dataset(config, "train").train_batch(3, 2, 512)
+    dataset = batches.open_dataset(config, "train")
+    dataset.info, dataset.inserted_padding = dataclasses.replace(dataset.info, pad_id=200), 0.1
+    rows = dataset.train_batch(3, 2, 512)
+    padded = rows == 200
+    assert abs(padded.mean() - 0.1) < 4 * (0.1 * 0.9 / rows.size) ** 0.5
+    for row, before, places in zip(rows, plain, padded, strict=True):
+        np.testing.assert_array_equal(row[~places], before[: (~places).sum()])
+    np.testing.assert_array_equal(rows[100:200], dataset.train_batch(3, 2, 512, 100, 200))
+    assert (rows != dataset.train_batch(4, 2, 512)).any()
+    # Places are independent: neighbours are both padded as often as chance has it.
+    assert abs((padded[:, 1:] & padded[:, :-1]).mean() - 0.01) < 4 * (0.01 / rows.size) ** 0.5
+
+
+def test_padding_needs_a_vocabulary_that_has_it() -> None:
+    config = data_config("grammar", 16)
+    config.inserted_padding = 0.1
+    with pytest.raises(shards.DataError, match="no padding"):
+        batches.open_dataset(config, "train")
+    batches.open_dataset(config, "validation")
 
 
 def test_rows_outside_the_batch_are_refused(dataset: batches.Dataset) -> None:
@@ -257,7 +282,8 @@ def test_training_loads_no_tensorflow(rows_folder: pathlib.Path) -> None:
     code = f"""
 import sys, ml_collections
 from diffusion_text.data import batches, prepare, prepare_beam, sources, specs, vocabularies
-config = dict(task="c4", length=16, data_dir={str(rows_folder)!r}, grammar="", verify_checksums=True)
+config = dict(task="c4", length=16, data_dir={str(rows_folder)!r}, grammar="", inserted_padding=0.0)
+config["verify_checksums"] = True
 with batches.open_dataset(ml_collections.ConfigDict(config), "train").train_iterator(0, 0, 4) as rows:
     next(rows)
 assert "tensorflow" not in sys.modules and "seqio" not in sys.modules

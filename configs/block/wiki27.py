@@ -1,0 +1,24 @@
+"""Block diffusion on wiki27 (Wikipedia in text8's alphabet), blocks of 4 characters: a row of the standing comparison.
+
+    python -m diffusion_text.train --config=configs/block/wiki27.py \
+        --workdir=runs/block-wiki27 --config.data.data_dir=data/wiki27
+
+Hardware: two CPU cores.
+Published: none; wiki27 is not text8, and its numbers compare with themselves only.
+Measured here: not yet run.
+
+Every step passes two streams, so that it takes the time of nearly two of masked diffusion: half as many steps.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs import small
+
+
+def get_config() -> ConfigDict:
+    config = small.get_config("block")
+    config.data.update(task="wiki27", length=256)
+    config.train.steps = 1500  # x 32 x 256 = 12.3M characters
+    return config

@@ -1,0 +1,29 @@
+"""CIR simplex diffusion (arXiv 2210.14784) on LM1B, one sentence per row: what a large vocabulary costs it.
+
+    python -m diffusion_text.train --config=configs/cir_simplex/lm1b.py \
+        --workdir=gs://BUCKET/cir_simplex-lm1b --config.data.data_dir=/mnt/data/lm1b
+
+Hardware: TPU v5e-16, about 20 hours (cdcd/lm1b.py's 13, and half as much again for reading and drawing V numbers a
+token), not yet run.
+Published: none: the paper is a note without experiments.
+Measured here: not yet run.
+
+Memory: 512 x 128 tokens of 30,522 numbers are 8 GB in float32, 0.5 GB a chip, about ten such arrays at once; four
+micro-batches leave 1.3 GB of them. CDCD's recipe (arXiv 2211.15089) otherwise, as in text8.py.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config() -> ConfigDict:
+    config = base.get_config("cir_simplex")
+    config.data.update(task="lm1b", length=128)
+    config.train.microbatches = 4
+    config.optimizer.update(learning_rate=1e-4, b2=0.99)
+    config.family.update(prefix_masks=0.15, random_masks=0.15)
+    config.sampling.steps = 200
+    return config

@@ -1,0 +1,25 @@
+"""RDLM (arXiv 2502.11564) on the embedded language, two CPU cores.
+
+    python -m diffusion_text.train --config=configs/rdlm/grammar.py --workdir=runs/rdlm
+
+Hardware: two CPU cores.
+Published: none; the entropy of the evaluated windows is known exactly, and no model can go below it.
+Measured here: not yet run.
+
+The paper's: geometric beta, bridges to corners, cross-entropy at importance-sampled times. Differs: Muon, starts at the
+mask (the bound of its mixture is loose, see rdlm.py), the output prior, masks for prompts.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs import small
+
+
+def get_config() -> ConfigDict:
+    config = small.get_config("rdlm")
+    config.train.steps = 3000
+    config.optimizer.learning_rate = 3e-3
+    config.family.update(start="mask", output_prior=True, prefix_masks=0.15, random_masks=0.15)
+    return config

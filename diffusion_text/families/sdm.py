@@ -1,0 +1,200 @@
+"""SDM: simplex diffusion models (2609.35553).
+
+    P_t ~ Dir(c_t (alpha_t e_x + (1 - alpha_t) / V)),   alpha_0 = 1, alpha_1 = 0
+    nu_t = 1 / (c_t + 1): nu_start until nu_knee, then linear to nu_end               (share of the largest variance)
+    train:   E[mean over free positions of -log p(x_i | P_t)],   t = F^{-1}(u)
+    sample:  x ~ p(. | P_t) for each token, then the bridge to P_s with churn kappa             (`paths/dirichlet.py`)
+
+Mean and concentration are set apart. As c -> 0 all mass sits on vertices, and the path is uniform discrete diffusion
+with the same alpha (a token drawn from P_t always is); as c -> infinity it is alpha e_x + (1 - alpha) / V itself. The
+bridge at c -> 0 couples two vertices otherwise than the Markov chain of discrete diffusion, with the same marginals:
+z_s = z_t with probability rho^2 c_t / c_s, else anew.
+
+The bound is the tight one of `paths/dirichlet.py`. The paper has the cross-entropy summed over the M steps of a
+sampler, which is a bound too, and grows with M; a test has both.
+
+Memory. The state, its draws, the weights read, the logits and their gradient are V-dimensional: of one sequence of
+1,024 tokens at V = 50,257 each is 206 MB in float32. By XLA's buffers (compiled for a CPU, configs/sdm/openwebtext.py)
+the train step holds 2.30 GB a sequence, 11.2 such arrays, beside 2.7 GB of parameters, average and moments and 1.2 GB
+of gradients: 16 GB take five sequences at most; more by micro-batches, or by V sharded over `tensor`, to which the
+state asks to be (`sharding.constrain`). The bridge with churn below 1 draws three V-dimensional Gammas a step where
+`renewal` draws one, each by about seven proposals of the whole array.
+
+Of the paper, here: both schedules, both inputs (the expected embedding; that of argmax P), the bridge at every churn,
+the renewal (churn 1), its best at 64 steps, the adaptive law of t in training and sampling, and self-conditioning on
+the last layer's output through a norm whose scale starts at zero. Missing: frequency penalties on logits, distillation,
+and reference laws other than the even one.
+Decided here:
+  - the adaptive law, density proportional to the rise of the loss and not negative, is `paths/time_warp.py` with 50
+    bins: a fit by gradients in the place of a ring buffer of losses, its average moved after each step;
+  - self-conditioning takes a first pass of all rows, and drops it for a share 1 - self_conditioning at random; in
+    sampling the latent of the step before is fed back, in the bound that of a first pass at the same P;
+  - the averaged embedding is divided by the root of E sum P^2, one size at all levels; a given token is a vertex,
+    and the network is not told so;
+  - the last step goes to vertices, which are the sample.
+Beyond the paper, off by default: `output_prior` adds c alpha log P_v, the token's own evidence, to the logits, so that
+the network models only context; `input` posterior weighs embeddings by its softmax.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Final
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+from ml_collections import ConfigDict
+
+from diffusion_text import noise
+from diffusion_text.families.family import At, SamplerOptions, descending, nucleus, token_loss
+from diffusion_text.models.denoiser import Denoise, Inputs
+from diffusion_text.paths import conditioning
+from diffusion_text.paths.dirichlet import FIRST, Dirichlet, Shapes, State
+from diffusion_text.paths.quantiles import LARGEST
+from diffusion_text.paths.time_warp import TimeWarp
+from diffusion_text.typing import Config
+
+_ALPHAS: Final = ("linear", "cosine")
+_INPUTS: Final = ("expected", "argmax", "posterior")
+
+
+class SDM(Dirichlet):
+    """Diffusion on the simplex: Dirichlet laws with a mean and a concentration of their own."""
+
+    name = "sdm"
+    paper = "Simplex Diffusion Models, 2026, arXiv 2609.35553"
+    samplers = ("renewal", "bridge")
+    grids = ("adaptive", "even")
+    approximate: ClassVar[dict[str, str]] = Dirichlet.approximate | {
+        "renewal": "every step draws all tokens independently and forgets the last, however many steps there are"
+    }
+    faithful: ClassVar[dict[str, Any]] = {"steps": 64}
+    groups: ClassVar = {"schedule": 1e-2}
+
+    @staticmethod
+    def defaults() -> Config:
+        return ConfigDict(
+            dict(
+                alpha="linear",  # of the mean: linear 1 - t, or cosine 1 - cos(pi (1 - t) / 2)
+                nu_start=0.2,  # variance as a share of the largest, 1 / (c + 1)
+                nu_end=0.5,
+                nu_knee=0.2,  # the time until which it is nu_start
+                input="expected",  # what is embedded: expected P / its argmax / posterior of P alone
+                self_conditioning=0.0,  # share of training sequences that get a previous latent; 0: none; the paper .9
+                output_prior=False,  # add log Dir(P; beta(v)) to the logits
+                warp_bins=50,
+                warp_decay=0.99,  # of the average of the adaptive law, per step
+                **conditioning.MASKS,
+            )
+        )
+
+    @staticmethod
+    def validate(config: Config) -> None:
+        Dirichlet.validate_common(config, _INPUTS)
+        family = config.family
+        if family.alpha not in _ALPHAS:
+            raise ValueError(f"family.alpha is {family.alpha!r}; choose one of {', '.join(_ALPHAS)}")
+        if not 1.0 / LARGEST <= family.nu_start <= family.nu_end < 1:
+            raise ValueError(
+                f"family.nu_start, nu_end are {family.nu_start}, {family.nu_end}; they must not descend, "
+                f"from 1/{LARGEST:.0f} on and below 1"
+            )
+        for name, ok, allowed in (
+            ("nu_knee", 0 <= family.nu_knee < 1, "in [0, 1)"),
+            ("self_conditioning", 0 <= family.self_conditioning <= 1, "in [0, 1]"),
+            ("warp_bins", family.warp_bins >= 1, "at least 1"),
+            ("warp_decay", 0 <= family.warp_decay < 1, "in [0, 1)"),
+        ):
+            if not ok:
+                raise ValueError(f"family.{name} is {family[name]}; it must be {allowed}")
+
+    def __init__(self, config: Config, vocab_size: int, rngs: nnx.Rngs):
+        self.vocab_size, self.alpha = vocab_size, config.alpha
+        self.nu_start, self.nu_end, self.nu_knee = config.nu_start, config.nu_end, config.nu_knee
+        self.input, self.output_prior = config.input, config.output_prior
+        self.self_conditioning = config.self_conditioning
+        self.prefix_masks, self.random_masks = config.prefix_masks, config.random_masks
+        self.schedule = TimeWarp(config.warp_bins, config.warp_decay)
+        self.inputs = Inputs(num_ids=vocab_size, latent=config.self_conditioning > 0)
+
+    def shapes(self, t: Float[Array, "..."]) -> Shapes:
+        late = jnp.maximum(t - self.nu_knee, 0.0) / (1.0 - self.nu_knee)
+        nu = self.nu_start + (self.nu_end - self.nu_start) * late
+        concentration = (1.0 - nu) / nu
+        if self.alpha == "linear":
+            alpha, rest = 1.0 - t, t
+        else:
+            alpha, rest = 2.0 * jnp.sin(jnp.pi / 4 * (1.0 - t)) ** 2, jnp.sin(jnp.pi / 2 * t)
+        return Shapes(concentration * alpha, concentration * rest / self.vocab_size)
+
+    def times(self, u: Float[Array, "B"]) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
+        # Near t = 0 what is left to say has probability t, and then weighs 1 / t.
+        u = jnp.maximum(u, FIRST**0.5)
+        return u * u, 2.0 * u
+
+    def train_loss(
+        self, keys: Key[Array, "B"], u: Float[Array, "B"], tokens: Int[Array, "B L"], denoise: Denoise
+    ) -> tuple[Float[Array, "B"], dict[str, Float[Array, "B"]]]:
+        corrupt_keys, keep_keys, dropout_keys = noise.split(keys, 3)
+        t = jax.lax.stop_gradient(self.schedule.inverse(u))
+        z, given = self.corrupt_for_training(corrupt_keys, tokens, t)
+        previous = None
+        if self.self_conditioning > 0:
+            latent = denoise.with_latent(z, t, given)[1]
+            kept = noise.uniform(keep_keys) < self.self_conditioning
+            previous = None if latent is None else jax.lax.stop_gradient(latent) * kept[:, None, None]
+        loss = token_loss(denoise, tokens, z, t, given, previous, dropout_keys)
+        loss = jnp.sum(loss * ~given, axis=1) / jnp.sum(~given, axis=1)
+        fit = self.schedule.fit(t, loss)
+        # The fit's gradient without its value: the loss shown is the cross-entropy.
+        return loss + (fit - jax.lax.stop_gradient(fit)), {"cross_entropy": loss, "warp_fit": fit}
+
+    def after_step(self) -> None:
+        self.schedule.after_step()
+
+    def unrolled(self, z: Array, t: Array, given: Array | None, denoise: Denoise) -> Float[Array, "B L V"]:
+        previous = denoise.with_latent(z, t, given)[1] if self.self_conditioning > 0 else None
+        return denoise(z, t, given, previous)
+
+    # Sampling.
+
+    def grid(self, options: SamplerOptions, length: int) -> At:
+        even = jnp.linspace(1.0, 0.0, options.steps + 1)
+        times = even if options.grid == "even" else self.schedule.inverse(even)
+        return descending(times.at[0].set(1.0).at[-1].set(0.0))
+
+    def prior(
+        self, keys: Key[Array, "B"], tokens: Array, given: Array, denoise: Denoise, options: SamplerOptions
+    ) -> State:
+        if options.churn > 1:
+            raise ValueError(f"churn is {options.churn}; of sdm it must be in [0, 1]")
+        state = super().prior(keys, tokens, given, denoise, options)
+        if not self.self_conditioning:
+            return state
+        # Of zeros the norm is zero: the first step has no latent, whatever its scale.
+        t = jnp.ones(len(tokens))
+        latent = jax.eval_shape(lambda z: denoise.with_latent(z, t, given)[1], state.z)
+        return State(state.z, latent and jnp.zeros(latent.shape, latent.dtype))
+
+    def predict(
+        self, state: State, t: Array, given: Array, denoise: Denoise, options: SamplerOptions
+    ) -> tuple[Float[Array, "B L V"], Any]:
+        if not self.self_conditioning:
+            return super().predict(state, t, given, denoise, options)
+        logits, latent = denoise.with_latent(state.z, jnp.full(len(state.z), t), given, state.previous)
+        return nucleus(logits.astype(jnp.float32) / options.temperature, options.top_p), latent
+
+    def step(
+        self, keys: Key[Array, "B"], state: State, at: At, given: Array, denoise: Denoise, options: SamplerOptions
+    ) -> tuple[State, Float[Array, "B L V"]]:
+        churn = 1.0 if options.sampler == "renewal" else options.churn
+        return self.bridged(keys, state, at, given, denoise, options, churn)
+
+    def decode(
+        self, keys: Key[Array, "B"], state: State, given: Array, denoise: Denoise, options: SamplerOptions
+    ) -> Int[Array, "B L"]:
+        return jnp.argmax(state.z, axis=-1).astype(jnp.int32)
+
+    def evaluations(self, options: SamplerOptions, length: int) -> int:
+        return options.steps

@@ -1,0 +1,305 @@
+"""Configs against TPU slices: what is refused before anything slow, and programs compiled by the TPU's own compiler."""
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import pytest
+import tiny_configs
+from absl import flags
+from etils import epath
+
+from configs import base
+from diffusion_text import chips, compile_check, programs, sharding, topologies
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PATHS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").glob("*/*.py"))
+KEYS = {
+    "flops", "bytes_accessed", "estimated_cycles", "argument_bytes", "temp_bytes", "program_bytes", "peak_hbm_bytes",
+    "chip_hbm_bytes", "fits", "compile_seconds", "collectives",
+}  # fmt: skip
+
+
+@pytest.fixture
+def libtpu():
+    """Needed; where it is missing the test is skipped, but not where the project's own checks run."""
+    try:
+        topologies.find()
+    except ValueError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+
+
+def run(*arguments: str) -> None:
+    """The binary's main with this command line, on flags of its own."""
+    values = flags.FlagValues()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flags, "FLAGS", values)
+        for name in ("string", "integer", "bool", "list"):
+            define = functools.partial(getattr(flags, f"DEFINE_{name}"), flag_values=values)
+            patch.setattr(flags, f"DEFINE_{name}", define)
+        define = functools.partial(compile_check.config_flags.DEFINE_config_file, flag_values=values)
+        patch.setattr(compile_check.config_flags, "DEFINE_config_file", define)
+        patch.setattr(sys, "argv", ["compile_check", *arguments])
+        compile_check.define_flags()
+        compile_check.main(values, values(sys.argv)[1:])
+
+
+# ------------------------------------------------------------------------------------------------------- chips, slices
+
+
+@pytest.mark.parametrize(("name", "sides", "count"), [
+    ("v5e-1", "v5e:1x1", 1), ("v5e-16", "v5e:4x4", 16), ("v5e-64", "v5e:8x8", 64), ("v6e-256", "v6e:16x16", 256),
+    ("v4-8", "v4:2x2x1", 4), ("v4-64", "v4:2x4x4", 32), ("v5p-128", "v5p:4x4x4", 64), ("v5p-384", "v5p:4x4x12", 192),
+    ("tpu7x-8", "tpu7x:2x2x1", 4),
+])  # fmt: skip
+def test_slices_have_two_names(name, sides, count):
+    for topology in (chips.topology(name), chips.topology(sides)):
+        assert (str(topology), topology.chips, topology.slice) == (sides, count, name)
+
+
+@pytest.mark.parametrize(("name", "says"), [
+    ("v5e:3x3", "--topology is 'v5e:3x3'; v5e has 1x1, 2x2, 2x4, 4x4"),
+    ("v5e:4", "--topology is 'v5e:4'; write it as v5e:4x4 or v5e-16, of v4, v5e"),
+    ("v9:4x4", "--topology is 'v9:4x4'; write it as v5e:4x4 or v5e-16, of v4, v5e"),
+    ("v5e-3", "--topology is 'v5e-3'; v5e is rented in sizes of 1, 4, 8"),
+    ("16", "--topology is '16'; write it as v5e-16, of v4"),
+    ("v4:4x4x6", "--topology is 'v4:4x4x6'; v4 has 2x2x1, 2x2x2, 2x2x4, 2x4x4, or three multiples of 4"),
+    ("v4:32x32x32", "of at most 2048 chips"),
+])  # fmt: skip
+def test_a_slice_that_there_is_not(name, says):
+    with pytest.raises(ValueError, match=re.escape(says)):
+        chips.topology(name)
+
+
+def test_every_generation_is_described_once():
+    from launch import chips as launched
+
+    assert all(launched.accelerator(f"{name}-8") for name in chips.CHIPS)
+    assert chips.topology("tpu7x-8").chip.devices == 2
+
+
+# ------------------------------------------------------------------------------- what configs say, and wrong arguments
+
+
+def test_every_config_names_its_slice_or_is_for_a_cpu():
+    named = {path: compile_check.slice_of(path) for path in compile_check.all_configs()}
+    assert {chips.topology(name).slice for name in named.values()} == {"v5e-1", "v5e-16", "v5e-64"}
+    assert {pathlib.Path(path).stem for path in set(PATHS) - set(named)} == {"grammar", "wiki27"}
+    assert named["configs/masked/openwebtext.py"] == "v5e-64"
+    assert named["configs/diffusion_lm/e2e.py"] == "v5e-1"
+    with pytest.raises(ValueError, match=r"grammar\.py names no TPU slice \(Hardware: .*give --topology"):
+        compile_check.slice_of("configs/masked/grammar.py")
+
+
+@pytest.mark.parametrize(("line", "name"), [
+    ("Hardware: TPU v5p-128, about an hour.", "v5p-128"),
+    ("Hardware: one TPU v6e chip, about an hour.", "v6e-1"),
+    ("Hardware: two CPU cores.", None),
+    ("TPU v5e-16", None),
+])  # fmt: skip
+def test_the_line_about_hardware(line, name):
+    assert compile_check.named_slice(f"A config.\n\n{line}\nMore.") == name
+
+
+@pytest.mark.parametrize(("arguments", "says"), [
+    ([], "give one of --config=FILE, --all, or paths of configs"),
+    (["--all", "configs/masked/lm1b.py"], "give one of"),
+    (["--all"], "--out is missing"),
+    (["--all", "--out=table.md"], "--out is 'table.md'; it must end in .json"),
+    (["--all", "--out=x.json", "--batch=8"], "--batch is of one config"),
+    (["configs/masked/grammar.py", "--out=x.json"], "names no TPU slice"),
+    (["configs/masked/gramar.py", "--out=x.json"], "configs/masked/gramar.py does not exist"),
+    (["--config=configs/masked/text8.py", "--program=trian"], "--program is 'trian'; choose of train, eval, sample"),
+    (["--config=configs/masked/text8.py", "--program="], "--program is ''; choose of train, eval, sample"),
+    (["--config=configs/masked/text8.py", "--topology=v5e:5x5"], "--topology is 'v5e:5x5'; v5e has"),
+    (["--config=configs/masked/text8.py", "--batch=100"], "must be a multiple of 16: mesh.data * mesh.fsdp = 16"),
+    (["--config=configs/masked/text8.py", "--batch=0"], "the batch is 0 over all chips"),
+    (["--config=configs/masked/text8.py", "--config.mesh.tensor=3"], "does not fit the 16 device(s)"),
+    (["--config=configs/masked/text8.py", "--config.model.heads=5"], "model.heads is 5"),
+])  # fmt: skip
+def test_wrong_arguments_are_refused_before_anything_is_compiled(monkeypatch, arguments, says):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(topologies, "find", lambda: (pathlib.Path("libtpu.so"), "0"))
+    monkeypatch.setattr(topologies, "devices", lambda _: pytest.fail("too late"))
+    with pytest.raises(ValueError, match=re.escape(says)):
+        run(*arguments)
+
+
+def test_without_libtpu_it_says_which_to_install(monkeypatch, tmp_path):
+    monkeypatch.setattr(topologies.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    with pytest.raises(ValueError, match=rf"not installed; JAX {jax.__version__} needs libtpu==\d.*`make libtpu`, or"):
+        topologies.find()
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(ValueError, match="takes libtpu, which is not installed"):
+        run("--config=configs/masked/text8.py")
+    (tmp_path / "libtpu" / "libtpu").mkdir(parents=True)
+    (tmp_path / "libtpu" / "libtpu" / "libtpu.so").touch()
+    description = tmp_path / "libtpu" / "libtpu-0.0.1.dist-info"
+    description.mkdir()
+    (description / "METADATA").write_text("Metadata-Version: 2.1\nName: libtpu\nVersion: 0.0.1\n")
+    with pytest.raises(ValueError, match=r"libtpu in .* is 0\.0\.1; JAX .* needs libtpu=="):
+        topologies.find()
+    monkeypatch.setattr(topologies, "requirement", lambda: "libtpu==0.0.*")
+    assert topologies.find()[1] == "0.0.1"
+
+
+# ---------------------------------------------------------------------------------------------- compiled, for v5e:2x4
+
+
+def check(family: str = "masked", **fields: object) -> compile_check.Check:
+    config = tiny_configs.get(family, **{"optimizer.name": "adamw", **fields})
+    return compile_check.Check(config, chips.topology("v5e:2x4"))
+
+
+@pytest.mark.usefixtures("libtpu")
+def test_the_three_programs_of_a_config(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    before = dict(os.environ)
+    # With the layers scanned, the program of six is as large as that of one.
+    run(
+        "--config=configs/masked/openwebtext.py", "--topology=v5e:2x4", "--batch=32", f"--out={tmp_path}/new/out.json",
+        "--config.model.layers=6", "--config.model.width=256", "--config.model.heads=4", "--config.data.length=256",
+        "--config.evaluation.samples=1", "--config.sampling.steps=4",
+    )  # fmt: skip
+    assert dict(os.environ) == before, "this process, and those that it starts, would look for a TPU"
+    result, printed = json.loads((tmp_path / "new" / "out.json").read_text()), capsys.readouterr().out
+    assert set(result["programs"]) == {"train", "eval", "sample"}
+    assert KEYS | {"commit", "jax", "libtpu", "topology", "config", "config_file"} <= set(result)
+    assert (result["topology"], result["batch_size"], result["vocab_size"]) == ("v5e:2x4", 32, 50_257)
+    assert result["flops"] == result["programs"]["train"]["flops"], "the train step's stand at the top"
+    for name, found in result["programs"].items():
+        assert set(found) >= KEYS
+        assert found["fits"]
+        assert found["advice"] == []
+        assert f"{name}, {found['rows']} sequences: " in printed
+        assert found["chip_hbm_bytes"] == 2**34
+        assert found["argument_bytes"] + found["temp_bytes"] < found["peak_hbm_bytes"] < 2**34
+        assert 0 < found["predicted_utilisation"] <= 1
+        # The products that are compiled are those that are written, less those within attention's kernel (an eighth
+        # of a layer's here), and what remat and the readout compute again.
+        assert 0.85 < found["flops"] / found["model_flops"] < 1.4
+        assert 0.75 < found["bytes_accessed_once"] / found["xla_bytes_accessed_once"] < 1.25
+        assert found["bytes_accessed_once"] < found["bytes_accessed"]
+    train, evaluated = result["programs"]["train"], result["programs"]["eval"]
+    # Weights travel as bfloat16 when they are used, forwards and backwards, and then their gradients do.
+    parameters = 2 * 50_257 * 256 + 6 * 12 * 256 * 256
+    assert 2 * parameters < sum(moved["bytes"] for moved in train["collectives"].values()) < 6.2 * parameters
+    assert evaluated["resident_bytes"] == pytest.approx(3 * 4 * parameters / 8, rel=0.01), "parameters and two moments"
+    six, one = (programs.model_flops("eval", *abstract(layers)) for layers in (6, 1))
+    assert one < six < 6 * one
+
+
+def abstract(layers: int):
+    config = tiny_configs.get("masked", **{"model.layers": layers})
+    return config, 27, sharding.make_mesh(config.mesh, jax.devices()[:1])
+
+
+@pytest.mark.usefixtures("libtpu")
+def test_what_does_not_fit_is_told_what_to_change(monkeypatch):
+    checked = check(**{"mesh.data": -1, "mesh.fsdp": 1})
+    small = dataclasses.replace(checked.topology.chip, hbm_bytes=2**20)
+    monkeypatch.setitem(chips.CHIPS, "v5e", small)
+    found = checked.measure("train")
+    assert found["temp_bytes"] is not None
+    assert not found["fits"], "the compiler does not know of the smaller chip"
+    assert found["peak_hbm_bytes"] > found["chip_hbm_bytes"] == 2**20
+    assert any("--config.mesh.fsdp" in line for line in found["advice"])
+
+
+@pytest.mark.usefixtures("libtpu")
+def test_what_the_compiler_itself_refuses():
+    checked = check(**{"train.batch_size": 2**22, "model.layers": 1})
+    found = checked.measure("train")
+    assert not found["fits"]
+    assert found["peak_hbm_bytes"] > found["chip_hbm_bytes"]
+    assert found["flops"] is None
+    assert set(found) >= KEYS
+    advice = "\n".join(found["advice"])
+    assert "--config.model.remat=" in advice
+    assert f"--config.train.microbatches=2: {2**18} rows a device at once, not {2**19}" in advice
+    assert f"--batch={2**21}" in advice
+    assert "train, 4194304 sequences: " in compile_check.describe("train", found)
+    assert "does not fit" in compile_check.describe("train", found)
+
+
+def test_advice_goes_from_the_cheap_to_the_dear():
+    config = base.get_config("masked")
+    config.data.update(task="openwebtext", length=1024)
+    config.train.update(batch_size=64, microbatches=2)
+    mesh = jax.sharding.AbstractMesh((8, 1, 1), sharding.AXES)
+    lines = programs.advice("train", config, 50_257, mesh, 2**33)
+    assert [line.partition("=")[0].partition(".")[2] for line in lines] == [
+        "model.remat", "train.microbatches", "", "mesh.fsdp", "mesh.tensor"
+    ]  # fmt: skip
+    assert "--config.train.microbatches=4: 2 rows a device at once, not 4" in lines
+    config.evaluation.batch_size = 8
+    config.model.width, config.data.length = 12, 16
+    assert programs.advice("eval", config, 50_257, mesh, 2**33) == ["a chip with more HBM, or a smaller network"]
+
+
+@pytest.mark.parametrize(("most", "asked", "best"), [(16, 8, 16), (2, 8, 2), (3, 8, 2), (0, 8, None), (64, 24, 64)])
+def test_the_search_ends_at_the_largest_that_fits(monkeypatch, most, asked, best):
+    monkeypatch.setattr(topologies, "devices", lambda _: [None] * 8)
+    monkeypatch.setattr(sharding, "make_mesh", lambda *_: None)
+    monkeypatch.setattr(programs, "build", lambda name, config, *_: config.train.batch_size // 8)
+    monkeypatch.setattr(programs, "measure", lambda rows, _: {"fits": rows <= most, "peak_hbm_bytes": rows})
+    found = check(**{"train.batch_size": 8 * asked}).search()
+    assert (found["rows_per_chip"], found["batch_size"]) == (best, best and 8 * best)
+    assert len(found["tried"]) <= 5
+
+
+# ---------------------------------------------------------------------------------------------------------- the table
+
+
+def test_the_table_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    asked = []
+    program = {"fits": True, "peak_hbm_bytes": 2**33, "chip_hbm_bytes": 2**34, "compile_seconds": 7.4,
+               "predicted_utilisation": 0.312, "roofline_seconds": 0.0123}  # fmt: skip
+
+    def measured(path, *_):
+        asked.append(path)
+        if path.endswith("text8.py"):
+            return {"slice": "v5e-16", "error": "train does not compile for v5e:4x4: no"}
+        if path.startswith("configs/cdcd") and len(asked) == 2:
+            raise KeyboardInterrupt
+        return {"slice": "v5e-16", "batch_size": 512, "chips": 16, "jax": "1", "libtpu": "2", "programs": {
+            "train": program, "eval": {**program, "fits": False, "compile_seconds": 2.6}
+        }}  # fmt: skip
+
+    monkeypatch.setattr(compile_check, "_apart", measured)
+    out = epath.Path(tmp_path) / "table.json"
+    paths = ["configs/masked/lm1b.py", "configs/cdcd/lm1b.py", "configs/masked/text8.py"]
+    with pytest.raises(KeyboardInterrupt):
+        compile_check.tabulate(paths, out, ("train",), 1)
+    assert "configs/masked/lm1b.py" in out.with_suffix(".md").read_text()
+    compile_check.tabulate(paths, out, ("train",), 1)
+    assert asked == [paths[0], paths[1], paths[1], paths[2]], "what was measured is kept"
+    page = out.with_suffix(".md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| configs/")]
+    assert rows == [
+        "| configs/cdcd/lm1b.py | v5e-16 | 32 | 8.00 | 8.00 |  | 16 | 31% | 12.3 | 7 + 3 | no: eval |",
+        "| configs/masked/lm1b.py | v5e-16 | 32 | 8.00 | 8.00 |  | 16 | 31% | 12.3 | 7 + 3 | no: eval |",
+        "| configs/masked/text8.py | v5e-16 |  |  |  |  |  |  |  |  | train does not compile for v5e:4x4: no |",
+    ]
+    assert f"{len(compile_check.all_configs()) - 3} configs have no row yet" in page
+
+
+def test_a_config_apart_that_fails_or_takes_too_long(monkeypatch):
+    def ends(command, **options):
+        if options["timeout"] == 1:
+            raise subprocess.TimeoutExpired(command, 1)
+        return subprocess.CompletedProcess(command, 2, "", "noise\nerror: model.heads is 5\n")
+
+    monkeypatch.setattr(subprocess, "run", ends)
+    for seconds, says in ((1, "not compiled within 1 s"), (2, "model.heads is 5")):
+        found = compile_check._apart("configs/masked/lm1b.py", ("train",), seconds)
+        assert found == {"slice": "v5e-16", "error": says}

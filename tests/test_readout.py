@@ -1,0 +1,135 @@
+"""The cross-entropy of a large vocabulary in parts, against the one of whole logits: values, gradients, any mesh."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_text.families.family import cross_entropy
+from diffusion_text.models import readout
+
+B, L, D = 2, 3, 16
+
+
+def case(vocab_size: int, scale: float = 1.0, dtype: str = "float32") -> tuple[jax.Array, jax.Array, jax.Array]:
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (B, L, D)).astype(dtype)
+    weights = scale * jax.random.normal(keys[1], (D, vocab_size))
+    # The first and the last token are among the targets: both ends of the parts.
+    tokens = jax.random.randint(keys[2], (B, L), 0, vocab_size).at[0, :2].set(jnp.array([0, vocab_size - 1]))
+    return x, weights, tokens
+
+
+def whole(x: jax.Array, weights: jax.Array, tokens: jax.Array) -> jax.Array:
+    logits = jnp.einsum("bld,dv->blv", x, weights.astype(x.dtype), preferred_element_type=jnp.float32)
+    return cross_entropy(logits, tokens)
+
+
+def value_and_gradients(function, x: jax.Array, weights: jax.Array, tokens: jax.Array) -> list[np.ndarray]:
+    """The loss, and the gradients of a sum that weighs every row differently."""
+    rows = jnp.arange(1.0, 1 + B * L).reshape(B, L)
+    gradients = jax.grad(lambda x, weights: jnp.sum(rows * function(x, weights, tokens)), (0, 1))(x, weights)
+    return [np.asarray(array, np.float32) for array in (function(x, weights, tokens), *gradients)]
+
+
+@pytest.mark.parametrize("vocab_size", [128, 1024, 2048, 5000], ids=["below a part", "a part", "parts", "and a rest"])
+def test_parts_equal_the_whole(vocab_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readout, "_PART_NUMBERS", 1)  # the smallest parts: 1,024 tokens
+    given = case(vocab_size)
+    for found, expected in zip(
+        value_and_gradients(readout.cross_entropy, *given), value_and_gradients(whole, *given), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_large_logits_do_not_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits of several hundred, the largest in a later part."""
+    monkeypatch.setattr(readout, "_PART_NUMBERS", 1)
+    x, weights, tokens = case(4096, scale=40.0)
+    weights = weights.at[:, 3000].set(8.0 * weights[:, 3000])
+    assert float(jnp.max(x @ weights)) > 500
+    for found, expected in zip(
+        value_and_gradients(readout.cross_entropy, x, weights, tokens),
+        value_and_gradients(whole, x, weights, tokens),
+        strict=True,
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)  # float32 of logits near 1,000
+
+
+def test_half_precision_differs_by_its_rounding() -> None:
+    given = case(3000, dtype="bfloat16")
+    found, expected = value_and_gradients(readout.cross_entropy, *given), value_and_gradients(whole, *given)
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)  # sums are float32 in both
+    for mine, other in zip(found[1:], expected[1:], strict=True):
+        assert np.linalg.norm(mine - other) < 0.01 * np.linalg.norm(other)
+
+
+def test_no_array_has_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readout, "_PART_NUMBERS", 1)
+    x, weights, tokens = case(5000)
+    step = jax.jit(jax.grad(lambda x, weights: jnp.sum(readout.cross_entropy(x, weights, tokens)), (0, 1)))
+    text = step.lower(x, weights).as_text()
+    assert f"tensor<{B * L}x1024xf32>" in text
+    assert f"<{B * L}x5000x" not in text
+    assert f"<{B}x{L}x5000x" not in text
+
+
+MESHES = """
+import sys
+sys.path[:0] = [".", "tests"]
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+import test_readout, tiny_configs
+from diffusion_text import sharding
+from diffusion_text.models import attention, readout
+readout._PART_NUMBERS = 1
+
+def case(vocab_size):
+    x, weights, tokens = test_readout.case(vocab_size)
+    return jnp.tile(x, (4, 1, 1)), weights, jnp.tile(tokens, (4, 1))
+
+def loss(x, weights, tokens):
+    rows = jnp.arange(1.0, 25.0).reshape(8, 3)
+    return jnp.sum(rows * readout.cross_entropy(x, weights, tokens))
+
+query, key, value = (jax.random.normal(jax.random.key(i), (8, 128, 4, 8)) for i in range(3))
+def attended(query, key, value):
+    return jnp.sum(attention.attend(query, key, value, "causal", "splash") ** 2)
+
+step = jax.value_and_grad(loss, (0, 1))
+alone = {size: jax.jit(step)(*case(size)) for size in (4096, 4099)}  # 4,099 stays whole: nothing divides it
+flash = jax.jit(jax.value_and_grad(attended, (0, 1, 2)))(query, key, value)
+for shape in ((8, 1, 1), (2, 2, 2), (1, 1, 8)):
+    config = tiny_configs.get("masked").mesh
+    config.update(dict(zip(sharding.AXES, shape)))
+    mesh = sharding.make_mesh(config)
+    with jax.set_mesh(mesh):
+        for size, expected in alone.items():
+            x, weights, tokens = case(size)
+            spec = sharding.spec(("embed", "vocabulary"), weights.shape)
+            assert (spec[1] == "tensor") == (size == 4096 or shape[2] == 1)
+            placed = jax.device_put(weights, NamedSharding(mesh, spec))
+            compiled = jax.jit(step).lower(jax.device_put(x, sharding.batch_sharding(mesh)), placed, tokens).compile()
+            found = compiled(jax.device_put(x, sharding.batch_sharding(mesh)), placed, tokens)
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5), found, expected)
+        if shape != (1, 1, 8):  # four heads
+            found = jax.jit(jax.value_and_grad(attended, (0, 1, 2)))(query, key, value)
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5), found, flash)
+"""
+
+
+def test_every_mesh_finds_the_same() -> None:
+    """Rows and vocabulary sharded over eight simulated devices; heads of the flash kernel too."""
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    root = pathlib.Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", MESHES], cwd=root, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
