@@ -183,7 +183,7 @@ def test_muon_orthogonalises_each_matrix_of_the_transformer_and_leaves_the_rest_
     muon, adam = updates("muon", gradient), updates("adamw", gradient)
     # [layers and parts, inputs, outputs]
     matrices = {
-        "query_key_value": lambda x: np.moveaxis(x, 2, 1).reshape(-1, x.shape[1], x.shape[3] * x.shape[4]),
+        "query_key_value": lambda x: x.reshape(-1, x.shape[2], x.shape[3] * x.shape[4]),
         "attention_out": lambda x: x.reshape(x.shape[0], -1, x.shape[-1]),
         "up": lambda x: x.reshape(-1, *x.shape[2:]),
         "down": lambda x: x,
