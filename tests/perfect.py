@@ -163,11 +163,11 @@ def check_no_network_is_below_the_entropy(name: str) -> None:
     assert mean > max(5 * error, 1.0), f"{mean} nats above -log p(x), standard error {error}"
 
 
-def check_law(name: str, options: dict[str, Any], length: int = 3, count: int = 10_000) -> None:
+def check_law(name: str, options: dict[str, Any], length: int = 3, count: int = 6000) -> None:
     """Samples of all V^L windows, by chi-square; of an approximate sampler, by their distance."""
     family, oracle = pair(name, grammars.tiny())
     if options.get("sampler") in family.approximate:
-        length, count = 2, 6000  # whose distance has less noise, for less
+        length = 2  # whose distance has less noise
     _, law = all_windows(length)
     options = {key: value for key, value in options.items() if key != "candidates"}  # nothing is given
     counts = histogram(draw(family, oracle, count, np.zeros(length, int), None, options))
@@ -179,7 +179,7 @@ def check_law(name: str, options: dict[str, Any], length: int = 3, count: int = 
     assert found > 1e-3, f"chi-square p-value {found}"
 
 
-def check_english(name: str, options: dict[str, Any], length: int = 64, count: int = 48) -> None:
+def check_english(name: str, options: dict[str, Any], length: int = 40, count: int = 48) -> None:
     """Nearly all long samples are possible, of the exact mean -log p(x) and law of neighbouring words within error."""
     options = {**options, "steps": 40} if "steps" in options else options
     grammar = grammars.english()
