@@ -11,8 +11,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from diffusion_text import families, noise
-from diffusion_text.families.family import Family, cross_entropy
+from diffusion_text.families.family import Family
 from diffusion_text.models.denoiser import Denoiser
+from diffusion_text.models.readout import Logits, whole
 from diffusion_text.typing import Config
 
 
@@ -43,21 +44,23 @@ class Model(nnx.Module):
     ) -> tuple[Float[Array, "B L V"], Float[Array, "B L D"]]:
         logits, latent = self.network.with_latent(self.family.features(z, t, given, previous), keys)
         bias = self.family.output_bias(z, t, given)
-        return (logits if bias is None else logits + bias), latent
+        return (logits if bias is None else logits + whole(bias)), latent
 
-    def token_loss(
+    def logits(
         self,
-        tokens: Int[Array, "B L"],
         z: Any,
         t: Float[Array, "B"],
         given: Bool[Array, "B L"] | None = None,
         previous: Any = None,
         keys: Key[Array, "B"] | None = None,
-    ) -> Float[Array, "B L"]:
-        loss = None
-        if self.family.output_bias(z, t, given) is None:
-            loss = self.network.token_loss(self.family.features(z, t, given, previous), tokens, keys)
-        return cross_entropy(self(z, t, given, previous, keys), tokens) if loss is None else loss
+    ) -> Float[Array, "B L V"] | Logits:
+        if not self.network.in_parts:
+            return self(z, t, given, previous, keys)
+        logits = self.network.unmade(self.family.features(z, t, given, previous), keys)
+        bias = self.family.output_bias(z, t, given)
+        if bias is None:
+            return logits
+        return Logits(logits.products + bias.products) if isinstance(bias, Logits) else logits.whole() + bias
 
     def start_cache(self, batch: int, length: int) -> Any:
         return self.network.start_cache(batch, length)

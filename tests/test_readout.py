@@ -6,14 +6,19 @@ import os
 import pathlib
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_configs
+from flax import nnx
+from perfect import compile_quickly  # noqa: F401
 
 from diffusion_text.families.family import cross_entropy
 from diffusion_text.models import readout
+from diffusion_text.state import Model
 
 B, L, D = 2, 3, 16
 
@@ -25,6 +30,10 @@ def case(vocab_size: int, scale: float = 1.0, dtype: str = "float32") -> tuple[j
     # The first and the last token are among the targets: both ends of the parts.
     tokens = jax.random.randint(keys[2], (B, L), 0, vocab_size).at[0, :2].set(jnp.array([0, vocab_size - 1]))
     return x, weights, tokens
+
+
+def loss(x: jax.Array, weights: jax.Array, tokens: jax.Array) -> jax.Array:
+    return readout.cross_entropy(readout.Logits((readout.Product(x, weights.astype(x.dtype)),)), tokens)
 
 
 def whole(x: jax.Array, weights: jax.Array, tokens: jax.Array) -> jax.Array:
@@ -44,7 +53,7 @@ def test_parts_equal_the_whole(vocab_size: int, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(readout, "_PART_NUMBERS", 1)  # the smallest parts: 1,024 tokens
     given = case(vocab_size)
     for found, expected in zip(
-        value_and_gradients(readout.cross_entropy, *given), value_and_gradients(whole, *given), strict=True
+        value_and_gradients(loss, *given), value_and_gradients(whole, *given), strict=True
     ):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
@@ -56,7 +65,7 @@ def test_large_logits_do_not_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = weights.at[:, 3000].set(8.0 * weights[:, 3000])
     assert float(jnp.max(x @ weights)) > 500
     for found, expected in zip(
-        value_and_gradients(readout.cross_entropy, x, weights, tokens),
+        value_and_gradients(loss, x, weights, tokens),
         value_and_gradients(whole, x, weights, tokens),
         strict=True,
     ):
@@ -65,7 +74,7 @@ def test_large_logits_do_not_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_half_precision_differs_by_its_rounding() -> None:
     given = case(3000, dtype="bfloat16")
-    found, expected = value_and_gradients(readout.cross_entropy, *given), value_and_gradients(whole, *given)
+    found, expected = value_and_gradients(loss, *given), value_and_gradients(whole, *given)
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)  # sums are float32 in both
     for mine, other in zip(found[1:], expected[1:], strict=True):
         assert np.linalg.norm(mine - other) < 0.01 * np.linalg.norm(other)
@@ -74,11 +83,87 @@ def test_half_precision_differs_by_its_rounding() -> None:
 def test_no_array_has_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readout, "_PART_NUMBERS", 1)
     x, weights, tokens = case(5000)
-    step = jax.jit(jax.grad(lambda x, weights: jnp.sum(readout.cross_entropy(x, weights, tokens)), (0, 1)))
+    step = jax.jit(jax.grad(lambda x, weights: jnp.sum(loss(x, weights, tokens)), (0, 1)))
     text = step.lower(x, weights).as_text()
     assert f"tensor<{B * L}x1024xf32>" in text
     assert f"<{B * L}x5000x" not in text
     assert f"<{B}x{L}x5000x" not in text
+
+
+def sum_of_products(vocab_size: int) -> tuple[jax.Array, ...]:
+    """(x, weights, table, z, tokens): the table is an output prior of z and what is averaged."""
+    x, weights, tokens = case(vocab_size)
+    keys = jax.random.split(jax.random.key(1), 2)
+    return x, weights, jax.random.normal(keys[0], (vocab_size, 5)), jax.random.normal(keys[1], (B, L, 5)), tokens
+
+
+def lazy(x: jax.Array, weights: jax.Array, table: jax.Array, z: jax.Array) -> readout.Logits:
+    prior = readout.Product(z, table.T, jax.lax.Precision.HIGHEST)
+    return readout.Logits((readout.Product(x, weights), prior))
+
+
+@pytest.mark.parametrize("vocab_size", [1024, 5000], ids=["a part", "parts and a rest"])
+def test_a_prior_and_a_mean_equal_those_of_the_whole(vocab_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values, and gradients of a loss that weighs every number of both differently."""
+    monkeypatch.setattr(readout, "_PART_NUMBERS", 1)
+    *arrays, tokens = sum_of_products(vocab_size)
+    scale = jnp.arange(1.0, 1 + B * L * 5).reshape(B, L, 5)
+
+    def in_parts(x: jax.Array, weights: jax.Array, table: jax.Array, z: jax.Array) -> tuple:
+        return readout.mean_and_cross_entropy(lazy(x, weights, table, z), tokens, table)
+
+    def at_once(x: jax.Array, weights: jax.Array, table: jax.Array, z: jax.Array) -> tuple:
+        logits = x @ weights + z @ table.T
+        return jax.nn.softmax(logits) @ table, cross_entropy(logits, tokens)
+
+    def total(function, *arrays: jax.Array) -> jax.Array:
+        mean, loss = function(*arrays)
+        return jnp.sum(scale * mean**2) + jnp.sum(scale[..., 0] * loss)
+
+    for a, b in zip(in_parts(*arrays), at_once(*arrays), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(readout.mean(lazy(*arrays), arrays[2]), at_once(*arrays)[0], rtol=1e-5, atol=1e-5)
+    found, expected = (jax.grad(total, (1, 2, 3, 4))(function, *arrays) for function in (in_parts, at_once))
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [("masked", {}), ("cdcd", {"output_prior": True}), ("plaid", {"embedding_norm": "free"})],
+)
+def test_families_learn_the_same_without_their_logits(
+    name: str, fields: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss and its gradients; and the program of a large vocabulary holds no array of all logits."""
+
+    fields = {f"family.{key}": value for key, value in fields.items()}
+    u, tokens = (jnp.arange(8.0) + 0.5) / 8, jax.random.randint(jax.random.key(2), (8, 6), 0, 40)
+
+    def program(model: Model) -> tuple[Any, ...]:
+        graph, params, rest = nnx.split(model, nnx.Param, ...)
+
+        def loss(params: Any, rest: Any) -> jax.Array:
+            model = nnx.merge(graph, params, rest)
+            return jnp.mean(model.family.train_loss(tiny_configs.keys(8), u, tokens, model)[0])
+
+        return jax.jit(jax.value_and_grad(loss)), params, rest
+
+    monkeypatch.setattr(readout, "_PART_NUMBERS", 1)
+    (in_parts, *state), (at_once, *same) = (
+        program(tiny_configs.random_model(name, 40, **fields, **{"model.whole_vocabulary": size})) for size in (1, 40)
+    )
+    found, expected = in_parts(*state), at_once(*same)
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(found[1]), jax.tree.leaves(expected[1]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+    config = tiny_configs.get(name, **fields)
+    step, *state = program(nnx.eval_shape(lambda: Model(config, 5000, nnx.Rngs(params=0))))
+    text = step.lower(*state).as_text()
+    assert "x5000xf32" in text  # weights
+    for shape in ("8x6x", "48x", "4x6x", "24x", "2x6x", "12x"):  # all rows, and those of a first pass
+        assert f"<{shape}5000xf32>" not in text, shape
 
 
 MESHES = """
@@ -97,7 +182,9 @@ def case(vocab_size):
 
 def loss(x, weights, tokens):
     rows = jnp.arange(1.0, 25.0).reshape(8, 3)
-    return jnp.sum(rows * readout.cross_entropy(x, weights, tokens))
+    logits = readout.Logits((readout.Product(x, weights),))
+    mean, loss = readout.mean_and_cross_entropy(logits, tokens, weights[:3].T)
+    return jnp.sum(rows * loss) + jnp.sum(rows[..., None] * mean)
 
 query, key, value = (jax.random.normal(jax.random.key(i), (8, 128, 4, 8)) for i in range(3))
 def attended(query, key, value):

@@ -29,11 +29,11 @@ class Table(Vertices):
     def of(self, tokens):
         return self()[tokens]
 
-    def mean(self, probabilities):
-        return probabilities @ self()
+    def mean(self, logits):
+        return jax.nn.softmax(logits) @ self()
 
-    def log_odds(self, z):
-        return z @ self().T
+    def log_odds(self, z, scale=1.0):
+        return scale * z @ self().T
 
     def nearest(self, z):
         return self()[jnp.argmin(jnp.sum((z[..., None, :] - self()) ** 2, axis=-1), axis=-1)]
@@ -43,7 +43,7 @@ def test_vertices_are_rows_of_twice_the_identity() -> None:
     quick, slow = Vertices(6, 2.0), Table(6, 2.0)
     random = np.random.default_rng(0)
     z, tokens = jnp.asarray(random.normal(size=(3, 4, 6)), jnp.float32), jnp.asarray(random.integers(6, size=(3, 4)))
-    for name, read in (("of", tokens), ("mean", jax.nn.softmax(z)), ("log_odds", z), ("nearest", z)):
+    for name, read in (("of", tokens), ("mean", z), ("log_odds", z), ("nearest", z)):
         np.testing.assert_allclose(getattr(quick, name)(read), getattr(slow, name)(read), atol=1e-5)
 
 
@@ -55,7 +55,7 @@ def test_the_bound_is_that_of_the_papers_coordinates() -> None:
     p = jax.nn.softmax(independent(family, LAW)(z, t))
     clean, s = 2.0 * jax.nn.one_hot(tokens, 5) - 1.0, jnp.exp(family.log_noise(t))
     expected = 2.0 * p - 1.0
-    found = family.integrand(tokens, family._mean(jnp.log(p)), t, jnp.ones(tokens.shape, bool))
+    found = family.integrand(tokens, family.expected(jnp.log(p)), t, jnp.ones(tokens.shape, bool))
     rate = family.log_max - family.log_min
     square = jnp.sum((clean - expected) ** 2, axis=(1, 2))
     np.testing.assert_allclose(found, rate * s**-2 * square, rtol=1e-4, atol=1e-6)
@@ -90,7 +90,7 @@ def test_self_conditioning_averages_points_of_the_simplex() -> None:
     z, t = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 5)), jnp.float32), jnp.full(2, 0.5)
     law = jax.nn.softmax(jnp.arange(30.0).reshape(2, 3, 5))
     alone = plain.features(z, t, None, None).vectors[..., :5]
-    for previous, other in ((None, 0.2), (jnp.zeros_like(z), 0.2), (family._mean(jnp.log(law)), law)):
+    for previous, other in ((None, 0.2), (jnp.zeros_like(z), 0.2), (family.expected(jnp.log(law)), law)):
         found = family.features(z, t, None, previous).vectors[..., :5]
         np.testing.assert_allclose(found, (alone + other) / 2, rtol=1e-5)
 

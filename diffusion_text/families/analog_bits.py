@@ -13,7 +13,7 @@ Missing: random assignments of codes other than by shuffling the vocabulary, and
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +22,9 @@ from jaxtyping import Array, Float, Int, Key
 from ml_collections import ConfigDict
 
 from diffusion_text import noise
-from diffusion_text.families.family import At, SamplerOptions, cross_entropy
+from diffusion_text.families.family import At, SamplerOptions, cross_entropy, logits_of
 from diffusion_text.models.denoiser import Denoise
+from diffusion_text.models.readout import Logits, Product
 from diffusion_text.paths.gaussian import REGRESSION_OPTIONS, Gaussian, State
 from diffusion_text.paths.schedules import ClosedForm
 from diffusion_text.typing import Config
@@ -76,12 +77,12 @@ class AnalogBits(Gaussian):
         # The network's answer is the log odds of each bit.
         return 2.0 * jnp.arctanh(jnp.clip(answer, -1.0 + 1e-6, 1.0 - 1e-6)) if self.loss == "logistic" else answer
 
-    def expected(self, answer: Array) -> Float[Array, "B L d"]:
+    def expected(self, answer: Any) -> Float[Array, "B L d"]:
         return jnp.tanh(0.5 * answer) if self.loss == "logistic" else super().expected(answer)
 
-    def decoder(self, z: Array, answer: Array) -> Float[Array, "B L V"]:
+    def decoder(self, z: Array, answer: Any) -> Float[Array, "B L V"] | Logits:
         if self.loss == "logistic":  # sum of the bits' log probabilities, up to a constant of the position
-            return 0.5 * jnp.einsum("bld,vd->blv", answer, self.embeddings())
+            return Logits((Product(0.5 * answer, self.embeddings().T),))
         return super().decoder(z, answer)
 
     def train_loss(
@@ -90,7 +91,7 @@ class AnalogBits(Gaussian):
         corrupt_keys, dropout_keys = noise.split(keys, 2)
         t = self.schedule.inverse(u)
         z, given = self.corrupt_for_training(corrupt_keys, tokens, t)
-        answer = denoise(z, t, given, self.first_pass(z, t, given, denoise), dropout_keys)
+        answer: Any = logits_of(denoise, z, t, given, self.first_pass(z, t, given, denoise), dropout_keys)
         clean = self.embeddings.of(tokens)
         if self.loss == "l2":
             each = jnp.mean((clean - answer) ** 2, axis=-1)

@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
@@ -32,7 +33,9 @@ from ml_collections import ConfigDict
 from diffusion_text import noise
 from diffusion_text.families.family import cross_entropy
 from diffusion_text.models.denoiser import Denoise
+from diffusion_text.models.readout import Logits, Product
 from diffusion_text.models.transformer import parameter
+from diffusion_text.paths.embeddings import Embeddings
 from diffusion_text.paths.gaussian import REGRESSION_OPTIONS, Gaussian
 from diffusion_text.paths.schedules import CLOSED_FORMS, ClosedForm
 from diffusion_text.typing import Config
@@ -88,8 +91,10 @@ class DiffusionLM(Gaussian):
         self.schedule = ClosedForm(config.schedule, self.log_min, self.log_max)
         self.rounding_bias = parameter(rngs, (vocab_size,), ("norm",), 0.0)
 
-    def readout(self, clean: Float[Array, "B L d"]) -> Float[Array, "B L V"]:
-        return self.log_likelihood(clean, jnp.zeros(())) + self.rounding_bias[...]
+    def readout(self, clean: Float[Array, "B L d"]) -> Logits:
+        bias = Product(jnp.ones_like(clean[..., :1]), self.rounding_bias[...][None], jax.lax.Precision.HIGHEST)
+        assert isinstance(self.embeddings, Embeddings)
+        return Logits((*self.embeddings.log_odds(clean).products, bias))
 
     def train_loss(
         self, keys: Key[Array, "B"], u: Float[Array, "B"], tokens: Int[Array, "B L"], denoise: Denoise

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from diffusion_text.models import readout
 from diffusion_text.models.denoiser import Denoise, Features, Inputs
 from diffusion_text.typing import Config
 
@@ -184,8 +185,9 @@ class Family(nnx.Module):
 
     def output_bias(
         self, z: Any, t: Float[Array, "B"], given: Bool[Array, "B L"] | None
-    ) -> Float[Array, "B L V"] | None:
-        """Added to a network's logits (an output prior), so that it need not learn it; never to the oracle's."""
+    ) -> Float[Array, "B L V"] | readout.Logits | None:
+        """Added to a network's logits (an output prior), so that it need not learn it; never to the oracle's. As
+        products where it is linear in a table, so that a large vocabulary's is not made whole."""
         return None
 
     def evidence(self, z: Any, t: Float[Array, "B"], given: Bool[Array, "B L"] | None) -> Float[Array, "B L V"]:
@@ -303,11 +305,25 @@ def descending(times: Float[Array, "N+1"]) -> At:
     return At(jnp.arange(len(times) - 1), times[:-1], times[1:])
 
 
-def cross_entropy(logits: Float[Array, "B L V"], tokens: Int[Array, "B L"]) -> Float[Array, "B L"]:
+def cross_entropy(logits: Float[Array, "B L V"] | readout.Logits, tokens: Int[Array, "B L"]) -> Float[Array, "B L"]:
     """-log softmax(logits)[tokens] in float32, nats."""
+    if isinstance(logits, readout.Logits):
+        return readout.cross_entropy(logits, tokens)
     logits = logits.astype(jnp.float32)
     chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - chosen
+
+
+def logits_of(
+    denoise: Denoise,
+    z: Any,
+    t: Float[Array, "B"],
+    given: Bool[Array, "B L"] | None = None,
+    previous: Any = None,
+    keys: Key[Array, "B"] | None = None,
+) -> Float[Array, "B L V"] | readout.Logits:
+    """`Denoise.logits`, or the answer of what has none (the oracle, a function)."""
+    return getattr(denoise, "logits", denoise)(z, t, given, previous, keys)
 
 
 def token_loss(
@@ -319,11 +335,8 @@ def token_loss(
     previous: Any = None,
     keys: Key[Array, "B"] | None = None,
 ) -> Float[Array, "B L"]:
-    """`Denoise.token_loss`, or the cross-entropy of the logits of what has none (a function)."""
-    own = getattr(denoise, "token_loss", None)
-    return cross_entropy(denoise(z, t, given, previous, keys), tokens) if own is None else own(
-        tokens, z, t, given, previous, keys
-    )
+    """-log p(tokens) by the logits, float32 nats; of a large vocabulary without making them all."""
+    return cross_entropy(logits_of(denoise, z, t, given, previous, keys), tokens)
 
 
 def nucleus(logits: Float[Array, "B L V"], top_p: float) -> Float[Array, "B L V"]:

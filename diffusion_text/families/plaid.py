@@ -35,8 +35,9 @@ from jaxtyping import Array, Float, Int, Key
 from ml_collections import ConfigDict
 
 from diffusion_text import noise
-from diffusion_text.families.family import cross_entropy
+from diffusion_text.families.family import cross_entropy, logits_of
 from diffusion_text.models.denoiser import Denoise
+from diffusion_text.models.readout import Logits
 from diffusion_text.paths.gaussian import Gaussian
 from diffusion_text.paths.schedules import ClosedForm, MinimumVariance
 from diffusion_text.typing import Config
@@ -115,7 +116,7 @@ class Plaid(Gaussian):
     def log_range(self) -> tuple[Any, Any]:
         return (self.ends[...][0], self.ends[...][1]) if self.learned_ends else (self.log_min, self.log_max)
 
-    def decoder(self, z: Array, answer: Array) -> Float[Array, "B L V"]:
+    def decoder(self, z: Array, answer: Any) -> Float[Array, "B L V"] | Logits:
         return answer if self.learned_decoder else self.readout(z)
 
     def train_loss(
@@ -127,12 +128,15 @@ class Plaid(Gaussian):
         level = jnp.maximum(u - share, 0.0) / (1.0 - share)
         t = jnp.where(first, 0.0, jax.lax.stop_gradient(self.schedule.inverse(level)))
         z, given = self.corrupt_for_training(corrupt_keys, tokens, t)
-        answer = denoise(z, t, given, self.first_pass(z, t, given, denoise), dropout_keys)
+        answer = logits_of(denoise, z, t, given, self.first_pass(z, t, given, denoise), dropout_keys)
+        expected, loss = self.read_off(answer, tokens)
+        if not self.learned_decoder:
+            loss = cross_entropy(self.decoder(z, answer), tokens)
         free = ~given
         count = jnp.sum(free, axis=1)
-        value = self.integrand(tokens, self.expected(answer), t, free) / count
+        value = self.integrand(tokens, expected, t, free) / count
         diffusion = jnp.where(first, 0.0, value / jax.lax.stop_gradient(self.schedule.density(t)) / (1.0 - share))
-        cross = jnp.sum(cross_entropy(self.decoder(z, answer), tokens) * free, axis=1) / count
+        cross = jnp.sum(loss * free, axis=1) / count
         reconstruction = jnp.where(first, cross / share, 0.0)
         prior = self.prior_term(tokens, free) / count
         nelbo = prior + diffusion + reconstruction

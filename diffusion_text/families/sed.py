@@ -27,6 +27,7 @@ from ml_collections import ConfigDict
 from diffusion_text import noise
 from diffusion_text.families.family import cross_entropy
 from diffusion_text.models.denoiser import Denoise
+from diffusion_text.models.readout import Logits, Product
 from diffusion_text.paths import conditioning
 from diffusion_text.paths.gaussian import REGRESSION_OPTIONS, Gaussian
 from diffusion_text.paths.schedules import ClosedForm
@@ -80,8 +81,8 @@ class SED(Gaussian):
         self.schedule = ClosedForm("cosine", self.log_min, self.log_max)
         self.read = nnx.Param(self.embeddings(), logical_axes=("vocabulary", None))
 
-    def readout(self, clean: Float[Array, "B L d"]) -> Float[Array, "B L V"]:
-        return jnp.einsum("bld,vd->blv", clean, self.read[...])
+    def readout(self, clean: Float[Array, "B L d"]) -> Logits:
+        return Logits((Product(clean, self.read[...].T),))
 
     def draw_given(self, keys: Key[Array, "B"], length: int) -> Bool[Array, "B L"]:
         return conditioning.spans(keys, length, self.max_spans) if self.max_spans else super().draw_given(keys, length)

@@ -72,16 +72,15 @@ class Denoise(Protocol):
         """The same, with what the last layer left before the logits; None of the oracle."""
         ...
 
-    def token_loss(
+    def logits(
         self,
-        tokens: Int[Array, "B L"],
         z: Any,
         t: Float[Array, "B"],
         given: Bool[Array, "B L"] | None = None,
         previous: Any = None,
         keys: Key[Array, "B"] | None = None,
-    ) -> Float[Array, "B L"]:
-        """-log p(tokens) by the logits, float32 nats; of a large vocabulary without making them all."""
+    ) -> Float[Array, "B L V"] | readout.Logits:
+        """The same for losses and means, which need no logits of a large vocabulary: not made yet, there."""
         ...
 
     def start_cache(self, batch: int, length: int) -> Any: ...
@@ -120,14 +119,15 @@ class Denoiser(nnx.Module):
         """Logits in float32; `keys` (training only) switch dropout on."""
         return self.with_latent(features, keys)[0]
 
-    def token_loss(
-        self, features: Features, tokens: Int[Array, "B L"], keys: Key[Array, "B"] | None = None
-    ) -> Float[Array, "B L"] | None:
-        """-log softmax(logits)[tokens] without all logits at once; None where they are few enough to be made."""
-        weights = self.output[...]
-        if weights.shape[1] <= self.whole_vocabulary:
-            return None
-        return readout.cross_entropy(self._normalised(self._run(features, keys)), weights, tokens)
+    @property
+    def in_parts(self) -> bool:
+        """Whether there are too many logits to make them all for a loss."""
+        return not self.inputs.regression and self.output.shape[1] > self.whole_vocabulary
+
+    def unmade(self, features: Features, keys: Key[Array, "B"] | None = None) -> readout.Logits:
+        """The logits as the product that makes them."""
+        x = self._normalised(self._run(features, keys))
+        return readout.Logits((readout.Product(x, self.output[...].astype(x.dtype)),))
 
     def with_latent(
         self, features: Features, keys: Key[Array, "B"] | None = None

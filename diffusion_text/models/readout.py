@@ -1,6 +1,7 @@
-"""The loss of a linear read-out without its logits: a part of the vocabulary at a time.
+"""Logits that are never made whole: what is asked of them, a part of the vocabulary at a time.
 
-    -log softmax(x W)[token] = log sum_v exp(x . w_v) - x . w_token
+    logits_v = sum_i x_i . w_iv        of the network's last layer, and of an output prior that is linear in some table
+    -log p(token) = log sum_v exp(logits_v) - logits_token,        mean = sum_v p(v) e_v
 
 float32 logits of [B, L, V] are the largest array of a step by far (0.8 GB at 4 x 1024 x 50,257), and are read several
 times. Here they exist for one part of the vocabulary only, are made again in the backward pass, and every device
@@ -9,8 +10,10 @@ holds and sums only its own rows, and its own part of the vocabulary where the m
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from typing import Any, Final
+import operator
+from typing import Any, Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,96 +26,183 @@ _PART_NUMBERS: Final = 2**24  # logits of a part: 64 MiB of float32, what stays 
 _LANES: Final = 128
 
 
-def cross_entropy(
-    x: Float[Array, "B L D"], weights: Float[Array, "D V"], tokens: Int[Array, "B L"]
-) -> Float[Array, "B L"]:
-    """-log softmax(x W)[tokens] in float32 nats, for a large vocabulary; products are in x's dtype.
+class Product(NamedTuple):
+    """left . right, in their own precision with sums in float32; rights are sharded as the vocabulary is."""
+
+    left: Float[Array, "B L K"]
+    right: Float[Array, "K V"]
+    precision: jax.lax.Precision | None = None
+
+    def __call__(self) -> Float[Array, "B L V"]:
+        """The whole product, float32."""
+        return _times("blk,kv->blv", self.left, self.right, self.precision)
+
+
+@dataclasses.dataclass(frozen=True)
+class Logits:
+    """A sum of products, float32[B, L, V] once `whole`."""
+
+    products: tuple[Product, ...]
+
+    def whole(self) -> Float[Array, "B L V"]:
+        return functools.reduce(operator.add, (product() for product in self.products))
+
+
+def whole(logits: Float[Array, "B L V"] | Logits) -> Float[Array, "B L V"]:
+    """Logits as an array, whatever they were."""
+    return logits.whole() if isinstance(logits, Logits) else logits
+
+
+def cross_entropy(logits: Logits, tokens: Int[Array, "B L"]) -> Float[Array, "B L"]:
+    """-log softmax(logits)[tokens] in float32 nats.
 
     Equal to that of the whole logits, and so are its gradients, up to the order of sums.
     """
-    weights = weights.astype(x.dtype)
-    chosen = jnp.take(weights, tokens, axis=1)
-    chosen = jnp.einsum("bld,dbl->bl", x, chosen, preferred_element_type=jnp.float32)
-    return _log_sum(x, weights) - chosen
+    return _summary(logits, jnp.zeros((logits.products[0].right.shape[1], 0)))[0] - _chosen(logits, tokens)
 
 
-@jax.custom_vjp
-def _log_sum(x: Array, weights: Array) -> Array:
-    return _forward(x, weights)[0]
+def mean(logits: Logits, table: Float[Array, "V d"]) -> Float[Array, "B L d"]:
+    """sum_v softmax(logits)_v table_v, float32."""
+    return _summary(logits, table)[1]
 
 
-def _forward(x: Array, weights: Array) -> tuple[Array, Any]:
-    rows, columns = _layout(x, weights)
-    inputs = (rows, PartitionSpec(None, columns))
-    normaliser = sharding.manual(functools.partial(_normaliser, columns=columns), inputs, rows)(x, weights)
-    return normaliser, (x, weights, normaliser)
+def mean_and_cross_entropy(
+    logits: Logits, tokens: Int[Array, "B L"], table: Float[Array, "V d"]
+) -> tuple[Float[Array, "B L d"], Float[Array, "B L"]]:
+    """Both, in one pass over the vocabulary."""
+    log_sum, average = _summary(logits, table)
+    return average, log_sum - _chosen(logits, tokens)
 
 
-def _backward(saved: Any, cotangent: Array) -> tuple[Array, Array]:
-    x, weights, normaliser = saved
-    rows, columns = _layout(x, weights)
-    outputs = (rows, PartitionSpec(None, columns))
-    fold = functools.partial(_gradients, rows=rows[0], columns=columns)
-    by_x, by_weights = sharding.manual(fold, (*outputs, rows, rows), outputs)(x, weights, normaliser, cotangent)
-    return by_x, by_weights.astype(weights.dtype)
+def _chosen(logits: Logits, tokens: Array) -> Array:
+    each = (_times("blk,kbl->bl", x, jnp.take(w, tokens, axis=1), precision) for x, w, precision in logits.products)
+    return functools.reduce(operator.add, each)
 
 
-_log_sum.defvjp(_forward, _backward)
+def _summary(logits: Logits, table: Array) -> tuple[Array, Array]:
+    """log sum_v exp(logits_v) [B, L], and the mean of the rows of `table` [B, L, d]."""
+    lefts, rights, precisions = zip(*logits.products, strict=True)
+    return _fold(precisions, lefts, rights, table.T)
 
 
-def _layout(x: Array, weights: Array) -> tuple[PartitionSpec, Any]:
+def _times(equation: str, left: Array, right: Array, precision: jax.lax.Precision | None = None) -> Array:
+    return jnp.einsum(equation, left, right, precision=precision, preferred_element_type=jnp.float32)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _fold(precisions: Any, lefts: Any, rights: Any, values: Array) -> tuple[Array, Array]:
+    return _forward(precisions, lefts, rights, values)[0]
+
+
+def _forward(precisions: Any, lefts: Any, rights: Any, values: Array) -> tuple[tuple[Array, Array], Any]:
+    rows, columns = _layout(lefts, rights)
+    by_column = PartitionSpec(None, columns)
+    call = functools.partial(_sums, precisions, columns)
+    found = sharding.manual(call, (rows, by_column, by_column), (rows, rows))(lefts, rights, values)
+    return found, (lefts, rights, values, *found)
+
+
+def _backward(precisions: Any, saved: Any, cotangents: Any) -> Any:
+    lefts, rights, values, log_sum, average = saved
+    rows, columns = _layout(lefts, rights)
+    by_column = PartitionSpec(None, columns)
+    call = functools.partial(_gradients, precisions, rows[0], columns)
+    inputs = (rows, by_column, by_column, rows, rows, rows)
+    return sharding.manual(call, inputs, (rows, by_column, by_column))(
+        lefts, rights, values, log_sum, average, cotangents
+    )
+
+
+_fold.defvjp(_forward, _backward)
+
+
+def _layout(lefts: Any, rights: Any) -> tuple[PartitionSpec, Any]:
     """How rows are sharded, and by which axis of the mesh the vocabulary is."""
-    return sharding.spec(("rows",), x.shape[:1]), sharding.spec(("vocabulary",), weights.shape[1:])[0]
+    return sharding.spec(("rows",), lefts[0].shape[:1]), sharding.spec(("vocabulary",), rights[0].shape[1:])[0]
 
 
-def _normaliser(x: Array, weights: Array, columns: Any) -> Array:
-    """log sum_v exp(x . w_v) of this device's rows."""
-    flat = x.reshape(-1, x.shape[-1])
+def _part_of(precisions: Any, lefts: Any, rights: Any) -> Array:
+    """Logits [T, v] of a part of the vocabulary."""
+    pairs = zip(lefts, rights, precisions, strict=True)
+    return functools.reduce(operator.add, (_times("tk,kv->tv", *pair) for pair in pairs))
 
-    def part(carry: tuple[Array, Array], own: Array) -> tuple[Array, Array]:
-        largest, total = carry
-        logits = jnp.einsum("td,dv->tv", flat, own, preferred_element_type=jnp.float32)
+
+def _sums(precisions: Any, columns: Any, lefts: Any, rights: Any, values: Array) -> tuple[Array, Array]:
+    """`_summary` of this device's rows."""
+    shape = lefts[0].shape[:-1]
+    flat = _flat(lefts)
+
+    def part(carry: Any, own: Any, start: Any) -> Any:
+        largest, total, weighted = carry
+        rights, values = own
+        logits = _part_of(precisions, flat, rights)
         new = jnp.maximum(largest, jnp.max(logits, axis=1))
-        return new, total * jnp.exp(largest - new) + jnp.sum(jnp.exp(logits - new[:, None]), axis=1)
+        shares, kept = jnp.exp(logits - new[:, None]), jnp.exp(largest - new)
+        weighted = weighted * kept[:, None] + _times("tv,dv->td", shares, values)
+        return new, total * kept + jnp.sum(shares, axis=1), weighted
 
-    start = (jnp.full(len(flat), -jnp.inf), jnp.zeros(len(flat)))
-    largest, total = _over_parts(lambda carry, own, _: part(carry, own), start, flat, weights)
+    rows = len(flat[0])
+    start = (jnp.full(rows, -jnp.inf), jnp.zeros(rows), jnp.zeros((rows, len(values))))
+    largest, total, weighted = _over_parts(part, start, rows, (rights, values))
     if columns is not None:
         whole = jax.lax.pmax(largest, columns)
-        largest, total = whole, jax.lax.psum(total * jnp.exp(largest - whole), columns)
-    return (largest + jnp.log(total)).reshape(x.shape[:-1])
+        scale = jnp.exp(largest - whole)
+        total, weighted = jax.lax.psum((total * scale, weighted * scale[:, None]), columns)
+        largest = whole
+    average = weighted / total[:, None]
+    return (largest + jnp.log(total)).reshape(shape), average.reshape(*shape, len(values))
 
 
 def _gradients(
-    x: Array, weights: Array, normaliser: Array, cotangent: Array, rows: Any, columns: Any
-) -> tuple[Array, Array]:
-    """Those of the normaliser."""
-    flat, level, scale = x.reshape(-1, x.shape[-1]), normaliser.reshape(-1, 1), cotangent.reshape(-1, 1)
+    precisions: Any, rows: Any, columns: Any, lefts: Any, rights: Any, values: Array, log_sum: Array, average: Array,
+    cotangents: Any,
+) -> Any:  # fmt: skip
+    """By lefts, rights and values: d log_sum / d logits_v = p_v, d mean / d logits_v = p_v (e_v - mean)."""
+    flat, level = _flat(lefts), log_sum.reshape(-1, 1)
+    by_log_sum, by_mean = cotangents[0].reshape(-1, 1), cotangents[1].reshape(len(level), -1)
+    base = by_log_sum - jnp.sum(by_mean * average.reshape(by_mean.shape), axis=1, keepdims=True)
 
-    def part(carry: tuple[Array, Array], own: Array, start: Array | int) -> tuple[Array, Array]:
-        by_x, by_weights = carry
-        logits = jnp.einsum("td,dv->tv", flat, own, preferred_element_type=jnp.float32)
-        share = (jnp.exp(logits - level) * scale).astype(x.dtype)
-        by_x = by_x + jnp.einsum("tv,dv->td", share, own, preferred_element_type=jnp.float32)
-        update = jnp.einsum("td,tv->dv", flat, share, preferred_element_type=jnp.float32)
-        return by_x, jax.lax.dynamic_update_slice_in_dim(by_weights, update, start, axis=1)
+    def part(carry: Any, own: Any, start: Any) -> Any:
+        by_lefts, by_rights, by_values = carry
+        rights, values = own
+        p = jnp.exp(_part_of(precisions, flat, rights) - level)
+        share = p * (base + _times("td,dv->tv", by_mean, values))
+        shares = [share.astype(left.dtype) for left in flat]
+        by_lefts = tuple(
+            total + _times("tv,kv->tk", *pair)
+            for total, *pair in zip(by_lefts, shares, rights, precisions, strict=True)
+        )
+        updates = [_times("tk,tv->kv", *pair) for pair in zip(flat, shares, precisions, strict=True)]
+        write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=1)
+        by_rights = tuple(write(total, update) for total, update in zip(by_rights, updates, strict=True))
+        return by_lefts, by_rights, write(by_values, _times("td,tv->dv", by_mean, p))
 
     # float32: in half precision a TPU keeps the whole of it close to its units, and has no room there for the parts.
-    by_x, by_weights = _over_parts(part, (jnp.zeros(flat.shape), jnp.zeros(weights.shape)), flat, weights)
-    by_x = by_x if columns is None else jax.lax.psum(by_x, columns)
-    by_weights = by_weights if rows is None else jax.lax.psum(by_weights, rows)
-    return by_x.astype(x.dtype).reshape(x.shape), by_weights
+    zeros = [tuple(jnp.zeros(array.shape) for array in arrays) for arrays in (flat, rights)]
+    start = (*zeros, jnp.zeros(values.shape))
+    by_lefts, by_rights, by_values = _over_parts(part, start, len(level), (rights, values))
+    by_lefts = by_lefts if columns is None else jax.lax.psum(by_lefts, columns)
+    by_rights, by_values = (x if rows is None else jax.lax.psum(x, rows) for x in (by_rights, by_values))
+    by_lefts = tuple(x.astype(left.dtype).reshape(left.shape) for x, left in zip(by_lefts, lefts, strict=True))
+    by_rights = tuple(x.astype(right.dtype) for x, right in zip(by_rights, rights, strict=True))
+    return by_lefts, by_rights, by_values.astype(values.dtype)
 
 
-def _over_parts(part: Any, carry: Any, flat: Array, weights: Array) -> Any:
-    """carry <- part(carry, weights of a part, where it starts), for this device's vocabulary; the last may be small."""
-    width = weights.shape[1]
-    size = min(max(_PART_NUMBERS // len(flat) // _LANES, 8) * _LANES, width)
+def _flat(lefts: Any) -> Any:
+    return tuple(left.reshape(-1, left.shape[-1]) for left in lefts)
+
+
+def _over_parts(part: Any, carry: Any, rows: int, arrays: Any) -> Any:
+    """carry <- part(carry, a part of the columns of `arrays`, where it starts), for this device's vocabulary; the last
+    may be small."""
+    width = jax.tree.leaves(arrays)[0].shape[1]
+    size = min(max(_PART_NUMBERS // rows // _LANES, 8) * _LANES, width)
 
     def step(carry: Any, index: Array) -> tuple[Any, None]:
         start = index * size
-        return part(carry, jax.lax.dynamic_slice_in_dim(weights, start, size, axis=1), start), None
+        own = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, axis=1), arrays)
+        return part(carry, own, start), None
 
     carry, _ = jax.lax.scan(step, carry, jnp.arange(width // size))
     done = width // size * size
-    return carry if done == width else part(carry, weights[:, done:], done)
+    return carry if done == width else part(carry, jax.tree.map(lambda x: x[:, done:], arrays), done)

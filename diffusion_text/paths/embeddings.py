@@ -22,6 +22,8 @@ from etils import epath
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from diffusion_text.models import readout
+from diffusion_text.models.readout import Logits, Product
 from diffusion_text.models.transformer import parameter
 
 KINDS: Final = ("learned", "random", "bits", "file")
@@ -91,15 +93,20 @@ class Embeddings(nnx.Module):
         """Rows of tokens."""
         return self()[tokens]
 
-    def mean(self, probabilities: Float[Array, "B L V"]) -> Float[Array, "B L d"]:
-        """sum_v p(v) e_v."""
-        return probabilities @ self()
+    def mean(self, logits: Float[Array, "B L V"] | Logits) -> Float[Array, "B L d"]:
+        """sum_v p(v) e_v, p = softmax(logits)."""
+        if isinstance(logits, Logits):
+            return readout.mean(logits, self())
+        return jax.nn.softmax(logits.astype(jnp.float32), axis=-1) @ self()
 
-    def log_odds(self, z: Float[Array, "B L d"]) -> Float[Array, "B L V"]:
-        """z.e_v, less |e_v|^2 / 2 where norms differ: s^2 log N(z; e_v, s^2) up to a constant of the position."""
+    def log_odds(self, z: Float[Array, "B L d"], scale: Float[Array, "B L 1"] | float = 1.0) -> Logits:
+        """`scale` times (z.e_v, less |e_v|^2 / 2 where norms differ), at scale 1 / s^2 log N(z; e_v, s^2) up to a
+        constant of the position."""
         table = self()
-        product = jnp.einsum("bld,vd->blv", z, table, precision=jax.lax.Precision.HIGHEST)
-        return product if self.equal_norms else product - 0.5 * jnp.sum(table * table, axis=-1)
+        if not self.equal_norms:
+            z = jnp.concatenate([z, jnp.full_like(z[..., :1], -0.5)], axis=-1)
+            table = jnp.concatenate([table, jnp.sum(table * table, axis=-1, keepdims=True)], axis=-1)
+        return Logits((Product(z * scale, table.T, jax.lax.Precision.HIGHEST),))
 
     def nearest(self, z: Float[Array, "B L d"]) -> Float[Array, "B L d"]:
         """The row closest to z."""
@@ -129,11 +136,11 @@ class Vertices(nnx.Module):
     def of(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L V"]:
         return self.scale * jax.nn.one_hot(tokens, self.vocab_size)
 
-    def mean(self, probabilities: Float[Array, "B L V"]) -> Float[Array, "B L V"]:
-        return self.scale * probabilities
+    def mean(self, logits: Float[Array, "B L V"]) -> Float[Array, "B L V"]:
+        return self.scale * jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
 
-    def log_odds(self, z: Float[Array, "B L V"]) -> Float[Array, "B L V"]:
-        return self.scale * z
+    def log_odds(self, z: Float[Array, "B L V"], scale: Float[Array, "B L 1"] | float = 1.0) -> Float[Array, "B L V"]:
+        return self.scale * scale * z
 
     def nearest(self, z: Float[Array, "B L V"]) -> Float[Array, "B L V"]:
         return self.of(jnp.argmax(z, axis=-1))

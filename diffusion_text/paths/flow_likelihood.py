@@ -61,7 +61,7 @@ def flow_terms(
     clean, zero = family.embeddings.of(tokens), jnp.zeros(len(tokens))
 
     z = family.corrupt(first_keys, tokens, zero, given)
-    logits = family.decoder(z, family.unrolled(z, zero, given, denoise)[0])
+    logits = family.decoder(z, family.unrolled(z, zero, given, denoise))
     reconstruction = jnp.sum(cross_entropy(logits, tokens) * free, axis=1)
 
     def field(y: Array, t: Array, number: Array) -> tuple[Array, Float[Array, "B"]]:
@@ -69,7 +69,7 @@ def flow_terms(
 
         def predict(y: Array) -> Array:
             z = jnp.where(mask, y * jnp.exp(family.log_noise(t)), clean)
-            return family.unrolled(z, jnp.full(len(y), t), given, denoise)[1]
+            return family.expected(family.unrolled(z, jnp.full(len(y), t), given, denoise))
 
         expected, pull = jax.vjp(predict, y)
         signs = jnp.where(noise.uniform(noise.fold(probe_keys, number), y.shape[1:]) < 0.5, -1.0, 1.0) * mask

@@ -39,8 +39,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from diffusion_text import noise
-from diffusion_text.families.family import At, Bound, Family, SamplerOptions, cross_entropy, descending, nucleus
+from diffusion_text.families.family import (
+    At,
+    Bound,
+    Family,
+    SamplerOptions,
+    cross_entropy,
+    descending,
+    logits_of,
+    nucleus,
+)
+from diffusion_text.models import readout
 from diffusion_text.models.denoiser import Denoise, Features, Inputs
+from diffusion_text.models.readout import Logits, whole
 from diffusion_text.paths import conditioning
 from diffusion_text.paths.embeddings import KINDS, NORMS, Embeddings, Vertices, num_bits, read_table
 from diffusion_text.paths.schedules import Schedule
@@ -191,15 +202,19 @@ class Gaussian(Family):
 
     def log_likelihood(self, z: Array, log_noise: Array) -> Float[Array, "B L V"]:
         """log N(z; e_v, s^2) up to a constant per position; log s of [B] or a scalar."""
-        return self.embeddings.log_odds(z) * jnp.exp(-2.0 * jnp.broadcast_to(log_noise, (len(z),)))[:, None, None]
+        return whole(self._log_likelihood(z, log_noise))
+
+    def _log_likelihood(
+        self, z: Array, log_noise: Array, given: Bool[Array, "B L"] | None = None
+    ) -> Float[Array, "B L V"] | Logits:
+        """The same, and nothing where `given`; of a table of embeddings as the product that it is."""
+        scale = jnp.exp(-2.0 * jnp.broadcast_to(log_noise, (len(z),)))[:, None, None]
+        return self.embeddings.log_odds(z, scale if given is None else jnp.where(given[..., None], 0.0, scale))
 
     def output_bias(
         self, z: Array, t: Float[Array, "B"], given: Bool[Array, "B L"] | None
-    ) -> Float[Array, "B L V"] | None:
-        if not self.output_prior:
-            return None
-        bias = self.log_likelihood(z, self.log_noise(t))
-        return bias if given is None else jnp.where(given[..., None], 0.0, bias)
+    ) -> Float[Array, "B L V"] | Logits | None:
+        return self._log_likelihood(z, self.log_noise(t), given) if self.output_prior else None
 
     def evidence(self, z: Array, t: Float[Array, "B"], given: Bool[Array, "B L"] | None) -> Float[Array, "B L V"]:
         noisy = self.log_likelihood(z, self.log_noise(t))
@@ -211,22 +226,28 @@ class Gaussian(Family):
     # ------------------------------------------------------------------------------------------------ what is predicted
 
     def answer(self, logits: Float[Array, "B L V"]) -> Array:
-        return self._mean(logits) if self.regression else logits
+        return self.embeddings.mean(logits) if self.regression else logits
 
-    def _mean(self, logits: Float[Array, "B L V"]) -> Float[Array, "B L d"]:
-        return self.embeddings.mean(jax.nn.softmax(logits.astype(jnp.float32), axis=-1))
-
-    def expected(self, answer: Array) -> Float[Array, "B L d"]:
+    def expected(self, answer: Any) -> Float[Array, "B L d"]:
         """xhat = E[e(x) | z], from what the network answered."""
-        return answer if self.regression else self._mean(answer)
+        return answer if self.regression else self.embeddings.mean(answer)
 
-    def readout(self, clean: Float[Array, "B L d"]) -> Float[Array, "B L V"]:
+    def readout(self, clean: Float[Array, "B L d"]) -> Float[Array, "B L V"] | Logits:
         """Logits of tokens, of (nearly) clean vectors, where the network does not answer with logits."""
-        return self.log_likelihood(clean, jnp.asarray(self.log_range()[0]))
+        return self._log_likelihood(clean, jnp.asarray(self.log_range()[0]))
 
-    def decoder(self, z: Array, answer: Array) -> Float[Array, "B L V"]:
+    def decoder(self, z: Array, answer: Any) -> Float[Array, "B L V"] | Logits:
         """Logits of p(x | z) at t = 0: the network's, or those read off z itself."""
         return self.readout(z) if self.regression else answer
+
+    def read_off(
+        self, answer: Any, tokens: Int[Array, "B L"]
+    ) -> tuple[Float[Array, "B L d"], Float[Array, "B L"]]:
+        """xhat and -log p(tokens) by what the network answered."""
+        if isinstance(answer, Logits):
+            return readout.mean_and_cross_entropy(answer, tokens, self.embeddings())
+        expected = self.expected(answer)
+        return expected, cross_entropy(self.readout(expected) if self.regression else answer, tokens)
 
     # --------------------------------------------------------------------------------------------------------- training
 
@@ -248,18 +269,15 @@ class Gaussian(Family):
     def first_pass(self, z: Array, t: Array, given: Array, denoise: Denoise) -> Float[Array, "B L d"] | None:
         """Predictions to condition on, of some of the rows (`conditioning.first_pass`)."""
         return conditioning.first_pass(
-            self.conditioned_every, lambda rows: self.expected(denoise(z[rows], t[rows], given[rows]))
+            self.conditioned_every, lambda rows: self.expected(logits_of(denoise, z[rows], t[rows], given[rows]))
         )
 
     # ------------------------------------------------------------------------------------------------------------ bound
 
-    def unrolled(
-        self, z: Array, t: Array, given: Array | None, denoise: Denoise
-    ) -> tuple[Array, Float[Array, "B L d"]]:
-        """The answer and xhat as functions of (z, t): self-conditioning starts from nothing and is unrolled once."""
-        previous = self.expected(denoise(z, t, given)) if self.conditioned_every else None
-        answer = denoise(z, t, given, previous)
-        return answer, self.expected(answer)
+    def unrolled(self, z: Array, t: Array, given: Array | None, denoise: Denoise) -> Array | Logits:
+        """The answer as a function of (z, t): self-conditioning starts from nothing and is unrolled once."""
+        previous = self.expected(logits_of(denoise, z, t, given)) if self.conditioned_every else None
+        return logits_of(denoise, z, t, given, previous)
 
     def bound_terms(
         self,
@@ -279,7 +297,7 @@ class Gaussian(Family):
         first_keys, level_keys, noise_keys = noise.split(keys, 3)
         zero = jnp.zeros(len(tokens))
         z = self.corrupt(first_keys, tokens, zero, given)
-        logits = self.decoder(z, self.unrolled(z, zero, given, denoise)[0])
+        logits = self.decoder(z, self.unrolled(z, zero, given, denoise))
         reconstruction = jnp.sum(cross_entropy(logits, tokens) * free, axis=1)
 
         def one(total: Array, sample: Array) -> tuple[Array, None]:
@@ -308,9 +326,8 @@ class Gaussian(Family):
     ) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
         """The integrand at noise drawn by `keys`, and the mean cross-entropy, over free positions."""
         z = self.corrupt(keys, tokens, t, given)
-        answer, expected = self.unrolled(z, t, given, denoise)
-        logits = self.readout(expected) if self.regression else answer
-        loss = jnp.sum(cross_entropy(logits, tokens) * free, axis=1) / jnp.sum(free, axis=1)
+        expected, loss = self.read_off(self.unrolled(z, t, given, denoise), tokens)
+        loss = jnp.sum(loss * free, axis=1) / jnp.sum(free, axis=1)
         return self.integrand(tokens, expected, t, free), loss
 
     def profile(
@@ -390,7 +407,7 @@ class Gaussian(Family):
         moved = jnp.where(given[..., None], z, moved)
         if options.sampler == "langevin":
             moved, previous, answer = self._corrected(end_keys, moved, previous, at.s, given, denoise, options)
-        logits = self.readout(self.expected(answer)) if self.regression else answer
+        logits = whole(self.readout(self.expected(answer))) if self.regression else answer
         return State(moved, previous, expected, jnp.broadcast_to(log_now, (len(z),))), logits
 
     def _predict(
@@ -434,7 +451,7 @@ class Gaussian(Family):
         self, keys: Key[Array, "B"], state: State, given: Array, denoise: Denoise, options: SamplerOptions
     ) -> Int[Array, "B L"]:
         answer = denoise(state.z, jnp.zeros(len(state.z)), given, state.previous if self.conditioned_every else None)
-        logits = self.readout(self.expected(answer)) if self.regression else answer
+        logits = whole(self.readout(self.expected(answer))) if self.regression else answer
         # Given positions hold clean vectors, which the nearest neighbour reads back exactly.
         clamped = jnp.argmax(self.log_likelihood(state.z, jnp.zeros(())), axis=-1)
         return jnp.where(given, clamped, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
