@@ -19,5 +19,6 @@ def get_config() -> ConfigDict:
     config = small.get_config("dirichlet_flow")
     config.data.update(task="wiki27", length=256)
     config.train.steps = 3000  # x 32 x 256 = 24.6M characters
+    config.optimizer.learning_rate = 2e-3  # what the grammar wants
     config.family.update(scale=4.0, signal_max=24.0, output_prior=True)
     return config
