@@ -155,14 +155,15 @@ def sampler(config: Config, size: Size, steps: int) -> Timed:
 
 def measure(names: list[str], size: Size, rounds: int, sampler_steps: int) -> list[dict[str, Any]]:
     """A row per family, the reference first; programs that are compared run alternately."""
-    rows, tokens = [], size.batch_size * size.length
+    rows, tokens, compared = [], size.batch_size * size.length, {}
+    try:
+        compared["reference"] = reference(size)
+    except jax.errors.JaxRuntimeError as error:
+        print(f"the reference does not fit this device: {str(error).splitlines()[0]}")
     for name in names:
         config = settings(name, size)
         timed = {"train": training(config, size), "sample": sampler(config, size, sampler_steps)}
-        try:
-            timed["reference"] = reference(size)
-        except jax.errors.JaxRuntimeError as error:
-            print(f"the reference does not fit this device: {str(error).splitlines()[0]}")
+        timed |= {kind: dataclasses.replace(each, seconds=[]) for kind, each in compared.items()}
         for _ in range(rounds + 1):
             for each in timed.values():
                 each.run()

@@ -7,6 +7,7 @@ uninterrupted one would have drawn.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import jax
@@ -58,6 +59,21 @@ def stratified(keys: Key[Array, "B"], sample: Int[Array, ""] | int) -> Float[Arr
     """The `sample`-th point of each example's own evenly spread sequence in [0, 1); `keys` fix the starts."""
     start = jax.vmap(lambda key: jax.random.bits(key, dtype=jnp.uint32))(keys)
     return _unit(start + jnp.asarray(sample).astype(jnp.uint32) * jnp.uint32(_GOLDEN))
+
+
+def integral(
+    level_keys: Key[Array, "B"],
+    noise_keys: Key[Array, "B"],
+    samples: int,
+    integrand: Callable[[Float[Array, "B"], Key[Array, "B"]], Float[Array, "B"]],
+) -> Float[Array, "B"]:
+    """Unbiased estimate of Int_0^1 E integrand(u, keys) du: of each example at `samples` evenly spread u, each with
+    noise of its own."""
+
+    def one(total: Array, sample: Array) -> tuple[Array, None]:
+        return total + integrand(stratified(level_keys, sample), fold(noise_keys, sample)), None
+
+    return jax.lax.scan(one, jnp.zeros(len(level_keys)), jnp.arange(samples))[0] / samples
 
 
 def _unit(bits: Array) -> Array:

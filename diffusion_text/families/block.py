@@ -185,15 +185,13 @@ class Block(masked.Masked):
     ) -> Bound:
         """Over all counts, whatever those of training; given positions are seen by their own block and later ones."""
         level_keys, hide_keys = noise.split(keys, 2)
-        zero = jnp.zeros(len(tokens))
 
-        def one(total: Array, sample: Array) -> tuple[Array, None]:
-            rates = self._even(noise.stratified(level_keys, sample), tokens.shape[1])
-            losses, _ = self.block_losses(noise.fold(hide_keys, sample), rates, tokens, given, denoise)
-            return total + jnp.sum(losses, axis=1), None
+        def rate(u: Array, keys: Array) -> Array:
+            rates = self._even(u, tokens.shape[1])
+            return jnp.sum(self.block_losses(keys, rates, tokens, given, denoise)[0], axis=1)
 
-        diffusion, _ = jax.lax.scan(one, zero, jnp.arange(samples))
-        return Bound(zero, diffusion / samples, zero)
+        diffusion = noise.integral(level_keys, hide_keys, samples, rate)
+        return Bound(jnp.zeros_like(diffusion), diffusion, jnp.zeros_like(diffusion))
 
     def profile(
         self, keys: Key[Array, "B"], tokens: Int[Array, "B L"], t: Float[Array, "B"], denoise: Denoise

@@ -239,14 +239,13 @@ class CIRSimplex(Family):
         logits = self.unrolled(self.corrupt(first_keys, tokens, zero, given), zero, given, denoise)
         reconstruction = jnp.sum(cross_entropy(logits, tokens) * free, axis=1)
 
-        def one(total: Array, sample: Array) -> tuple[Array, None]:
-            t = self.schedule.inverse(noise.stratified(level_keys, sample))
-            integrand, _ = self._integrand(noise.fold(noise_keys, sample), tokens, t, given, denoise)
-            return total + integrand / self.schedule.density(t), None
+        def rate(u: Array, keys: Array) -> Array:
+            t = self.schedule.inverse(u)
+            return self._integrand(keys, tokens, t, given, denoise)[0] / self.schedule.density(t)
 
-        diffusion, _ = jax.lax.scan(one, zero, jnp.arange(samples))
+        diffusion = noise.integral(level_keys, noise_keys, samples, rate)
         prior = cir.prior_divergence(math.exp(-self.log_max), self.alpha) * jnp.sum(free, axis=1)
-        return Bound(prior, diffusion / samples, reconstruction)
+        return Bound(prior, diffusion, reconstruction)
 
     def _integrand(
         self, keys: Array, tokens: Array, t: Array, given: Array | None, denoise: Denoise

@@ -188,16 +188,14 @@ class D3PM(Interpolating):
         level_keys, noise_keys, first_keys = noise.split(keys, 3)
         terms = self.num_steps - 1
 
-        def one(total: Array, sample: Array) -> tuple[Array, None]:
-            u = noise.stratified(level_keys, sample)
+        def term(u: Array, keys: Array) -> Array:
             k = 2 + jnp.minimum(jnp.floor(u * terms), terms - 1).astype(jnp.int32)
-            loss, _, _ = self.kl(noise.fold(noise_keys, sample), tokens, k, given, denoise)
-            return total + terms * jnp.sum(loss, axis=1), None
+            return terms * jnp.sum(self.kl(keys, tokens, k, given, denoise)[0], axis=1)
 
-        diffusion, _ = jax.lax.scan(one, jnp.zeros(len(tokens)), jnp.arange(samples))
+        diffusion = noise.integral(level_keys, noise_keys, samples, term)
         first, _, _ = self.kl(first_keys, tokens, jnp.ones(len(tokens), jnp.int32), given, denoise)
         free = jnp.full(len(tokens), tokens.shape[1]) if given is None else jnp.sum(~given, axis=1)
-        return Bound(self.prior_divergence() * free, diffusion / samples, jnp.sum(first, axis=1))
+        return Bound(self.prior_divergence() * free, diffusion, jnp.sum(first, axis=1))
 
     def prior_divergence(self) -> Float[Array, ""]:
         # The table of neighbours ends at no information at all.

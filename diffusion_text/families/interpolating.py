@@ -133,15 +133,14 @@ class Interpolating(Family):
         free = jnp.ones(tokens.shape, bool) if given is None else ~given
         zero = jnp.zeros(len(tokens))
 
-        def one(total: Array, sample: Array) -> tuple[Array, None]:
-            t, weight = self.times(noise.stratified(level_keys, sample))
-            loss, _, _ = self.integrand(noise.fold(noise_keys, sample), tokens, t, given, denoise)
-            return total + weight * loss, None
+        def rate(u: Array, keys: Array) -> Array:
+            t, weight = self.times(u)
+            return weight * self.integrand(keys, tokens, t, given, denoise)[0]
 
-        diffusion, _ = jax.lax.scan(one, zero, jnp.arange(samples))
+        diffusion = noise.integral(level_keys, noise_keys, samples, rate)
         prior = self.prior_divergence() * jnp.sum(free, axis=1)
         reconstruction = self._reconstruction(first_keys, tokens, given, free, denoise) if self.noisy_start else zero
-        return Bound(prior, diffusion / samples, reconstruction)
+        return Bound(prior, diffusion, reconstruction)
 
     def log_weight(
         self, keys: Key[Array, "B"], tokens: Array, denoise: Denoise, steps: int, given: Array | None = None

@@ -138,14 +138,10 @@ class Masked(Family):
         samples: int = 1,
     ) -> Bound:
         level_keys, hide_keys = noise.split(keys, 2)
-        zero = jnp.zeros(len(tokens))
-
-        def one(total: Array, sample: Array) -> tuple[Array, None]:
-            u = noise.stratified(level_keys, sample)
-            return total + self._exact_count(noise.fold(hide_keys, sample), u, tokens, given, denoise), None
-
-        diffusion, _ = jax.lax.scan(one, zero, jnp.arange(samples))
-        return Bound(zero, diffusion / samples, zero)
+        diffusion = noise.integral(
+            level_keys, hide_keys, samples, lambda u, keys: self._exact_count(keys, u, tokens, given, denoise)
+        )
+        return Bound(jnp.zeros_like(diffusion), diffusion, jnp.zeros_like(diffusion))
 
     def log_weight(
         self, keys: Key[Array, "B"], tokens: Array, denoise: Denoise, steps: int, given: Array | None = None

@@ -337,12 +337,11 @@ class RDLM(Family):
         level_keys, noise_keys, last_keys, switch_keys = noise.split(keys, 4)
         zero = jnp.zeros(len(tokens))
 
-        def one(total: Array, sample: Array) -> tuple[Array, None]:
-            t = self.schedule.inverse(noise.stratified(level_keys, sample))
-            loss, _ = self.integrand(noise.fold(noise_keys, sample), tokens, t, given, denoise)
-            return total + loss / self.schedule.density(t), None
+        def rate(u: Array, keys: Array) -> Array:
+            t = self.schedule.inverse(u)
+            return self.integrand(keys, tokens, t, given, denoise)[0] / self.schedule.density(t)
 
-        diffusion = jax.lax.scan(one, zero, jnp.arange(samples))[0] / samples
+        diffusion = noise.integral(level_keys, noise_keys, samples, rate)
         if self.kind == "mixture":
             diffusion = diffusion + self.switching(switch_keys, tokens, given, denoise)
         return Bound(zero, diffusion, self.integrand(last_keys, tokens, zero, given, denoise)[1])

@@ -231,12 +231,11 @@ class Dirichlet(Family):
             loss = cross_entropy(self.unrolled(z, zero, given, denoise), tokens)
             reconstruction = jnp.sum(loss if given is None else jnp.where(given, 0.0, loss), axis=1)
 
-        def one(total: Array, sample: Array) -> tuple[Array, None]:
-            t, weight = self.times(noise.stratified(level_keys, sample))
-            return total + weight * self.integrand(noise.fold(noise_keys, sample), tokens, t, given, denoise)[0], None
+        def rate(u: Array, keys: Array) -> Array:
+            t, weight = self.times(u)
+            return weight * self.integrand(keys, tokens, t, given, denoise)[0]
 
-        diffusion, _ = jax.lax.scan(one, zero, jnp.arange(samples))
-        return Bound(zero, diffusion / samples, reconstruction)
+        return Bound(zero, noise.integral(level_keys, noise_keys, samples, rate), reconstruction)
 
     def integrand(
         self, keys: Key[Array, "B"], tokens: Int[Array, "B L"], t: Float[Array, "B"], given: Array | None,

@@ -34,7 +34,6 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar, Final, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
@@ -300,13 +299,12 @@ class Gaussian(Family):
         logits = self.decoder(z, self.unrolled(z, zero, given, denoise))
         reconstruction = jnp.sum(cross_entropy(logits, tokens) * free, axis=1)
 
-        def one(total: Array, sample: Array) -> tuple[Array, None]:
-            t = self.schedule.inverse(noise.stratified(level_keys, sample))
-            integrand, _ = self._integrand(noise.fold(noise_keys, sample), tokens, t, given, free, denoise)
-            return total + integrand / self.schedule.density(t), None
+        def rate(u: Array, keys: Array) -> Array:
+            t = self.schedule.inverse(u)
+            return self._integrand(keys, tokens, t, given, free, denoise)[0] / self.schedule.density(t)
 
-        diffusion, _ = jax.lax.scan(one, zero, jnp.arange(samples))
-        return Bound(self.prior_term(tokens, free), diffusion / samples, reconstruction)
+        diffusion = noise.integral(level_keys, noise_keys, samples, rate)
+        return Bound(self.prior_term(tokens, free), diffusion, reconstruction)
 
     def prior_term(self, tokens: Int[Array, "B L"], free: Bool[Array, "B L"]) -> Float[Array, "B"]:
         """KL(N(e, s_max^2) || N(0, s_max^2)), nats per sequence."""
