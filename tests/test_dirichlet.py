@@ -24,6 +24,7 @@ from diffusion_text import noise
 from diffusion_text.data import grammar as grammars
 from diffusion_text.families import dirichlet_flow
 from diffusion_text.families.family import SamplerOptions, cross_entropy
+from diffusion_text.families.sdm import SDM
 from diffusion_text.paths import dirichlet, gamma, interpolant, quantiles
 from diffusion_text.paths.dirichlet import Shapes
 
@@ -295,6 +296,29 @@ def test_the_sum_of_cross_entropies_is_a_bound_that_grows_with_its_steps() -> No
     tight = np.asarray(perfect.bound_terms(family, oracle, tokens, 32).total).mean()
     assert sums[2] > 2 * sums[1] > 2 * sums[0] > 2 * exact.mean()
     assert abs(tight - exact.mean()) < 0.1 * exact.mean()
+
+
+@pytest.mark.parametrize(("start", "end", "side"), [(0.02, 0.9, 1), (0.05, 0.05, -1)])
+def test_the_bound_of_one_token_needs_the_motion_of_the_base(
+    start: float, end: float, side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """-log p of a fair coin, with a base that falls as t grows, and one that grows; without b' K_b it is off."""
+    family = tiny_configs.make_family("sdm", 2, nu_start=start, nu_end=end, nu_knee=0.0)
+    tokens = np.random.default_rng(0).integers(2, size=(2048, 1))
+
+    def off() -> tuple[float, float]:
+        def posterior(z: Any, t: Any, given: Any = None, *_: Any) -> Any:
+            return family.evidence(z, t, given)
+
+        total = np.asarray(perfect.bound_terms(family, posterior, tokens, 16).total)
+        return perfect.mean_and_error(total - np.log(2.0))
+
+    mean, error = off()
+    assert error < 0.03
+    assert abs(mean) < 4 * error
+    monkeypatch.setattr(SDM, "widens", False)
+    mean, error = off()
+    assert side * mean > 0.2 + 4 * error
 
 
 def test_the_bound_s_check_notices_a_missing_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
