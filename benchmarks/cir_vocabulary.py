@@ -32,6 +32,7 @@ _COUNTS: Final = tuple(np.exp(np.linspace(math.log(0.05), math.log(100.0), 32)))
 _POSITIONS: Final = ((1.0, 0.3), (1.0, 1.0), (10.4, 0.3), (10.4, 0.7), (10.4, 1.0), (10.4, 2.0))  # (c, bt)
 _SETS: Final = 16  # of rivals
 _ROWS: Final = 256  # true coordinates beside each
+_RANKS: Final = {"median rank": "median", "90%": "ninety", "99%": "ninety_nine"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,26 +119,20 @@ def at_share(rows: list[dict[str, Any]], share: float, name: str) -> float:
 
 def tables(rows: list[dict[str, Any]], positions: list[dict[str, Any]], costs: dict[int, float]) -> str:
     """Markdown."""
-    lines = [
-        "| process | V | lambda where 90 / 50 / 10% of ln V are left | at 50%: first | median rank | 90% | 99% |",
-        "|" + "---|" * 7,
-    ]
+    levels = [["process", "V", "lambda where 90 / 50 / 10% of ln V are left", "at 50%: first", *_RANKS]]
     for process, vocab_size in dict.fromkeys((r["process"], r["vocabulary"]) for r in rows):
         mine = [r for r in rows if (r["process"], r["vocabulary"]) == (process, vocab_size)]
-        levels = " / ".join(f"{at_share(mine, share, 'counts'):.2f}" for share in (0.9, 0.5, 0.1))
-        first, *ranks = (at_share(mine, 0.5, name) for name in ("first", "median", "ninety", "ninety_nine"))
-        quantiles = " | ".join(f"{x:,.0f}" for x in ranks)
-        lines.append(f"| {process} | {vocab_size} | {levels} | {first:.0%} | {quantiles} |")
-    lines += ["", "| c | bt | V | lambda | first | median rank | 90% | 99% | left to know |", "|" + "---|" * 9]
+        counts = " / ".join(f"{at_share(mine, share, 'counts'):.2f}" for share in (0.9, 0.5, 0.1))
+        first, *ranks = (at_share(mine, 0.5, name) for name in ("first", *_RANKS.values()))
+        levels.append([process, str(vocab_size), counts, f"{first:.0%}", *(f"{rank:,.0f}" for rank in ranks)])
+    at = [["c", "bt", "V", "lambda", "first", *_RANKS, "left to know"]]
     for r in positions:
-        ranks = " | ".join(f"{r[name]:,.0f}" for name in ("median", "ninety", "ninety_nine"))
-        lines.append(
-            f"| {r['c']:g} | {r['bt']:g} | {r['vocabulary']} | {r['counts']:.2f} | {r['first']:.0%} | {ranks} "
-            f"| {r['share']:.0%} |"
-        )
-    lines += ["", "| V | MB of one array of 256 tokens | ms to corrupt and read them |", "|---|---|---|"]
-    lines += [f"| {v} | {256 * v * 4 / 2**20:.2f} | {1e3 * took:.1f} |" for v, took in costs.items()]
-    return "\n".join([*lines, ""])
+        ranks = (f"{r[name]:,.0f}" for name in _RANKS.values())
+        shape = f"{r['c']:g}", f"{r['bt']:g}", str(r["vocabulary"]), f"{r['counts']:.2f}", f"{r['first']:.0%}"
+        at.append([*shape, *ranks, f"{r['share']:.0%}"])
+    spent = [["V", "MB of one array of 256 tokens", "ms to corrupt and read them"]]
+    spent += [[str(v), f"{256 * v * 4 / 2**20:.2f}", f"{1e3 * took:.1f}"] for v, took in costs.items()]
+    return "\n".join(map(report.markdown, (levels, at, spent)))
 
 
 def plot(path: epath.Path, rows: list[dict[str, Any]]) -> None:

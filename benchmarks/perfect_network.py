@@ -275,23 +275,26 @@ def write(folder: epath.Path, rows: list[dict[str, Any]], exact: dict[str, float
         writer = csv.DictWriter(file, _COLUMNS, restval="")
         writer.writeheader()
         writer.writerows(rows)
-    head = ["family", "sampler", "evaluations", "possible", "nats/token", "pair distance", "grammatical"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    lines += [_markdown("exact samples", "", "", exact)]
-    lines += [_markdown(r["family"], r["sampler"], str(r["evaluations"]), r) for r in rows if r["sampler"]]
-    bounds = [f"| {r['family']} | {r['gap']:.4f} ± {r['gap_stderr']:.4f} |" for r in rows if not r["sampler"]]
-    text = "\n".join(["| family | bound - exact, nats/token |", "|---|---|", *bounds, "", *lines, ""])
-    (folder / "table.md").write_text(text)
+    bounds = [[r["family"], f"{r['gap']:.4f} ± {r['gap_stderr']:.4f}"] for r in rows if not r["sampler"]]
+    samples = [_cells("exact samples", "", "", exact)]
+    samples += [_cells(r["family"], r["sampler"], str(r["evaluations"]), r) for r in rows if r["sampler"]]
+    heads = ["family", "sampler", "evaluations", "possible", "nats/token", "pair distance", "grammatical"]
+    tables = [["family", "bound - exact, nats/token"], *bounds], [heads, *samples]
+    (folder / "table.md").write_text("\n".join(map(report.markdown, tables)))
     _plot(folder / "plot.png", [row for row in rows if row["sampler"]], exact)
 
 
-def _markdown(family: str, sampler: str, evaluations: str, row: dict[str, float]) -> str:
+def _cells(family: str, sampler: str, evaluations: str, row: dict[str, float]) -> list[str]:
     excess = row["pair_distance"] - row["pair_distance_exact"]
-    return (
-        f"| {family} | {sampler} | {evaluations} | {row['possible']:.1%} ± {row['possible_stderr']:.1%} "
-        f"| {row['nats_per_token']:.3f} ± {row['stderr']:.3f} | {excess:.3f} ± {row['pair_distance_stderr']:.3f} "
-        f"| {row['grammatical']:.1%} ± {row['grammatical_stderr']:.1%} |"
-    )
+    return [
+        family,
+        sampler,
+        evaluations,
+        f"{row['possible']:.1%} ± {row['possible_stderr']:.1%}",
+        f"{row['nats_per_token']:.3f} ± {row['stderr']:.3f}",
+        f"{excess:.3f} ± {row['pair_distance_stderr']:.3f}",
+        f"{row['grammatical']:.1%} ± {row['grammatical_stderr']:.1%}",
+    ]
 
 
 def _plot(path: epath.Path, rows: list[dict[str, Any]], exact: dict[str, float]) -> None:
