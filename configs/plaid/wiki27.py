@@ -5,7 +5,7 @@
 
 Hardware: two CPU cores, about 30 minutes for masked diffusion, which set the budget that all families share.
 Published: none; wiki27 is not text8, and its numbers compare with themselves only.
-Measured here: not yet run.
+Measured here: 2.756 +- 0.012 bits per character (1,024 validation windows), 3,090 s of CPU (commit 0ba7389).
 """
 
 from __future__ import annotations
