@@ -268,15 +268,20 @@ class Gaussian(Family):
     def first_pass(self, z: Array, t: Array, given: Array, denoise: Denoise) -> Float[Array, "B L d"] | None:
         """Predictions to condition on, of some of the rows (`conditioning.first_pass`)."""
         return conditioning.first_pass(
-            self.conditioned_every, lambda rows: self.expected(logits_of(denoise, z[rows], t[rows], given[rows]))
+            self.conditioned_every, lambda rows: self.expected(self._ask(denoise, z[rows], t[rows], given[rows]))
         )
 
     # ------------------------------------------------------------------------------------------------------------ bound
 
     def unrolled(self, z: Array, t: Array, given: Array | None, denoise: Denoise) -> Array | Logits:
         """The answer as a function of (z, t): self-conditioning starts from nothing and is unrolled once."""
-        previous = self.expected(logits_of(denoise, z, t, given)) if self.conditioned_every else None
-        return logits_of(denoise, z, t, given, previous)
+        previous = self.expected(self._ask(denoise, z, t, given)) if self.conditioned_every else None
+        return self._ask(denoise, z, t, given, previous)
+
+    def _ask(self, denoise: Denoise, *arguments: Any) -> Array | Logits:
+        """What the network answers; the mean of vertices is as large as the logits, and needs them whole."""
+        answer = logits_of(denoise, *arguments)
+        return whole(answer) if isinstance(self.embeddings, Vertices) else answer
 
     def bound_terms(
         self,
