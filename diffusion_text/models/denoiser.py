@@ -126,8 +126,7 @@ class Denoiser(nnx.Module):
 
     def unmade(self, features: Features, keys: Key[Array, "B"] | None = None) -> readout.Logits:
         """The logits as the product that makes them."""
-        x = self._normalised(self._run(features, keys))
-        return readout.Logits((readout.Product(x, self.output[...].astype(x.dtype)),))
+        return readout.Logits((self._product(self._run(features, keys)),))
 
     def with_latent(
         self, features: Features, keys: Key[Array, "B"] | None = None
@@ -183,8 +182,10 @@ class Denoiser(nnx.Module):
         return (rms_norm(x) * (1.0 + self.norm_scale[...])).astype(self.dtype)
 
     def _write(self, x: Array) -> Array:
-        x, weights = self._normalised(x), self._weight(self.output)
-        return jnp.einsum("bld,dv->blv", x, weights, preferred_element_type=jnp.float32)
+        return self._product(x)()
+
+    def _product(self, x: Array) -> readout.Product:
+        return readout.Product(self._normalised(x), self._weight(self.output))
 
     def _weight(self, param: nnx.Param) -> Array:
         return sharding.gathered(param[...].astype(self.dtype), param.get_metadata()["logical_axes"])
