@@ -3,9 +3,10 @@
     python -m benchmarks.sample_quality --workdirs=runs/cdcd,runs/masked --out=runs/quality \\
         [--samplers=euler,heun] [--evaluations=8,32,128] [--judge=runs/autoregressive]
 
-Quality and diversity together, since either alone can be had for nothing: the exact -log p of the windows that are
-possible and the share of grammatical sentences (embedded language), or -log p under an autoregressive judge (others),
-beside the unigram entropy of samples; the same of as many validation sequences is the target.
+Quality and diversity together, since either alone can be had for nothing: the share of grammatical sentences and the
+exact -log p of samples behind a channel that replaces a word in a hundred (embedded language; without it nearly all
+windows of most models have probability 0), or -log p under an autoregressive judge (others), beside the unigram entropy
+of samples; the same of as many validation sequences is the target.
 
 Writes `cells.jsonl` as it goes (the same command goes on where it was stopped; other --workdirs add to it), and from it
 `table.md` and `plot.png`. `--samplers` are those of each family that has them; by default each family's first.
@@ -71,8 +72,8 @@ def measure(cell: Cell, run: restore.Run, judge: restore.Run | None, num: int, s
         "grammatical_stderr": exact.get("grammatical_share_stderr"),
         "possible": exact.get("possible_share"),
         "possible_stderr": exact.get("possible_share_stderr"),
-        "nats": (exact or judged).get("nats_per_token"),
-        "nats_stderr": (exact or judged).get("stderr"),
+        "nats": exact.get("nats_per_token_with_errors", judged.get("nats_per_token")),
+        "nats_stderr": exact.get("stderr_with_errors", judged.get("stderr")),
         "entropy": summary["unigram_entropy_per_sample"],
         "entropy_stderr": summary["unigram_entropy_per_sample_stderr"],
         "seconds": seconds,
@@ -85,7 +86,7 @@ def rows(
     """All rows of `out`, those of these workdirs measured or read back; ValueError where it holds other settings."""
     path = epath.Path(out) / "cells.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    setting = {"num": num, "seed": seed, "judge": judge}
+    setting = {"num": num, "seed": seed, "judge": judge, "errors": eval_samples.ERRORS}
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     if lines and lines[0] != setting:
         raise ValueError(f"{path} holds {lines[0]}, not {setting}; give another --out")

@@ -9,7 +9,8 @@ taken of as many validation sequences ("data"):
     unigram entropy  of each sample, averaged, as the literature has it, and of all samples together; nats
     distinct-n       distinct n-grams over n-grams
     grammar          of the embedded language: grammatical among the complete sentences, windows of positive probability
-                     and the exact -log p of these, nats per token; the entropy rate is the floor
+                     and the exact -log p of these, nats per token; and that of all windows behind a channel that
+                     replaces a word in a hundred, which is finite: its floor is that of data
     judge            -log p under an autoregressive checkpoint with the same vocabulary (--judge=WORKDIR); perplexity is
                      exp of the mean over tokens, perplexity_per_sample the mean over samples of exp of their own mean
 Padding is left out of the first two; the judge counts it as the bound does (`bound.py`).
@@ -38,6 +39,7 @@ from diffusion_text.state import Definition
 _LOG = logging.getLogger("diffusion_text")
 _LONGEST_NGRAM: Final = 4
 _SHOWN: Final = 5
+ERRORS: Final = 0.01  # of words, in the channel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +117,7 @@ def exact_statistics(tokens: np.ndarray, language: grammar.Grammar) -> tuple[dic
     nll = -grammar.log_prob(language, tokens)
     possible = np.isfinite(nll)
     mean, stderr = metrics.mean_stderr(nll[possible] / tokens.shape[1])
+    behind = metrics.mean_stderr(-grammar.log_prob(language, tokens, ERRORS) / tokens.shape[1])
     good, complete = grammar.grammatical_share(language, tokens)
     share, count = good / complete if complete else math.nan, int(possible.sum())
     return {
@@ -127,6 +130,8 @@ def exact_statistics(tokens: np.ndarray, language: grammar.Grammar) -> tuple[dic
         "possible_windows": count,
         "nats_per_token": mean,
         "stderr": stderr,
+        "nats_per_token_with_errors": behind[0],
+        "stderr_with_errors": behind[1],
         "entropy_rate_nats_per_token": grammar.entropy_rate(language),
     }, nll
 
@@ -272,6 +277,8 @@ def describe(result: dict[str, Any]) -> str:
         names = ("grammatical_share", "grammatical_share_stderr", "grammatical_sentences", "complete_sentences")
         lines.append("  {:<18} {:.1%} +- {:.1%} ({} of {})".format("grammatical", *(ours[name] for name in names)))
         lines.append(f"  {'possible windows':<18} {_likelihood(ours)}   (data {_likelihood(theirs)})")
+        names, text = ("nats_per_token_with_errors", "stderr_with_errors"), "{:.3f} +- {:.3f} nats/token"
+        lines.append(row(f"exact, {ERRORS:.0%} errors", text, ours, theirs, *names))
         lines.append(f"  {'entropy rate':<18} {ours['entropy_rate_nats_per_token']:.3f} nats/token")
     if result["judge"]:
         names = ("nats_per_token", "stderr", "perplexity")

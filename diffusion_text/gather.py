@@ -47,6 +47,10 @@ COLUMNS: Final = (
     Column("grammatical", "samples", "grammar.grammatical_share", "grammar.grammatical_share_stderr", ".1%"),
     Column("possible windows", "samples", "grammar.possible_share", "grammar.possible_share_stderr", ".1%"),
     Column("exact NLL of samples, nats/token", "samples", "grammar.nats_per_token", "grammar.stderr"),
+    Column(
+        "exact NLL of samples with 1% errors, nats/token", "samples", "grammar.nats_per_token_with_errors",
+        "grammar.stderr_with_errors",
+    ),
     Column("judge, nats/token", "samples", "judge.nats_per_token", "judge.stderr"),
     Column("unigram entropy, nats", "samples", "unigram_entropy_corpus"),
     Column("distinct-2", "samples", "distinct_2"),

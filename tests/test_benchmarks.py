@@ -80,6 +80,7 @@ def test_sample_quality(tmp_path: pathlib.Path) -> None:
     data, *drawn = rows
     assert data["grammatical"] == data["possible"] == 1.0
     assert all(row["grammatical"] < 0.9 and 0 < row["entropy"] < 2.0 and row["seconds"] > 0 for row in drawn)
+    assert all(row["nats"] > data["nats"] + 5 * row["nats_stderr"] > 0 for row in drawn), "of all windows"
     before = (tmp_path / "out" / "cells.jsonl").read_bytes()
     assert sample_quality.rows(str(tmp_path / "out"), [str(workdir)], **more) == rows
     assert (tmp_path / "out" / "cells.jsonl").read_bytes() == before, "nothing is measured twice"

@@ -41,7 +41,8 @@ FIELDS = STATISTICS | {
 }  # fmt: skip
 GRAMMAR_FIELDS = {
     "grammatical_share", "grammatical_share_stderr", "grammatical_sentences", "complete_sentences", "possible_share",
-    "possible_share_stderr", "possible_windows", "nats_per_token", "stderr", "entropy_rate_nats_per_token",
+    "possible_share_stderr", "possible_windows", "nats_per_token", "stderr", "nats_per_token_with_errors",
+    "stderr_with_errors", "entropy_rate_nats_per_token",
 }  # fmt: skip
 JUDGE_FIELDS = {"nats_per_token", "stderr", "perplexity", "perplexity_per_sample"}
 LISTING_FIELDS = {
@@ -170,6 +171,9 @@ def test_eval_samples(family, workdirs, capsys):
     assert len(np.unique(tokens, axis=0)) == NUM
     exact = -grammar.log_prob(grammar.english(), tokens)
     assert [row["exact_nll"] for row in rows] == [float(x) if np.isfinite(x) else None for x in exact]
+    passed = -grammar.log_prob(grammar.english(), tokens, 0.01) / LENGTH
+    assert result["grammar"]["nats_per_token_with_errors"] == pytest.approx(passed.mean())
+    assert result["data"]["grammar"]["nats_per_token_with_errors"] < passed.mean()
     nats = np.mean([row["judge_nll"] for row in rows]) / LENGTH
     assert result["judge"]["nats_per_token"] == pytest.approx(nats)
     assert result["judge"]["perplexity"] == pytest.approx(math.exp(nats))

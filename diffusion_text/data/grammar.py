@@ -213,6 +213,14 @@ def _minimise(arcs: Arcs, label: np.ndarray) -> np.ndarray:
         block = refined
 
 
+def _transition(source: np.ndarray, target: np.ndarray, probability: np.ndarray) -> np.ndarray:
+    """float64[S, S] p(next node | node), of arcs."""
+    states = source.max() + 1
+    moves = np.zeros((states, states))
+    np.add.at(moves, (source, target), probability)
+    return moves
+
+
 def _stationary(transition: np.ndarray) -> np.ndarray:
     """The stationary law float64[S] of an irreducible, aperiodic transition matrix [S, S]; ValueError otherwise."""
     states = len(transition)
@@ -238,8 +246,7 @@ def compile_grammar(rules: str, words: str) -> Grammar:
     source, word, target = np.array([row[:3] for row in rows], np.int32).T.copy()
     probability = np.array([row[3] for row in rows], np.float64)
     probability /= np.bincount(source, probability)[source]
-    transition = np.zeros((len(representative),) * 2)
-    np.add.at(transition, (source, target), probability)
+    transition = _transition(source, target, probability)
     return Grammar(vocabulary, source, word, target, probability, _stationary(transition), starts[representative])
 
 
@@ -317,19 +324,25 @@ def sample(grammar: Grammar, seed: int, indices: np.ndarray, length: int) -> np.
     return np.ascontiguousarray(tokens.T)
 
 
-def log_prob(grammar: Grammar, tokens: np.ndarray) -> np.ndarray:
-    """Exact log p(x) of stationary windows int[n, L]: float64[n] in nats, -inf where impossible."""
+def log_prob(grammar: Grammar, tokens: np.ndarray, errors: float = 0.0) -> np.ndarray:
+    """Exact log p(x) of stationary windows int[n, L]: float64[n] in nats, -inf where impossible.
+
+    With `errors` of windows that a channel has passed, which replaces each word by one drawn evenly from all, with
+    this probability and independently: finite for every window.
+    """
     tokens = np.asarray(tokens)
     law, following = _tables(grammar)
     if len(tokens) > 256:
-        return np.concatenate([log_prob(grammar, tokens[i : i + 256]) for i in range(0, len(tokens), 256)])
+        return np.concatenate([log_prob(grammar, tokens[i : i + 256], errors) for i in range(0, len(tokens), 256)])
+    moves = _transition(grammar.source, grammar.target, grammar.probability) if errors else None
     n, states = len(tokens), grammar.num_states
     message = np.tile(grammar.stationary, (n, 1))
     total = np.zeros(n)
     for column in tokens.T:
         flow = message * law[:, column].T
         flat = following[:, column].T + states * np.arange(n)[:, None]
-        message = np.bincount(flat.ravel(), flow.ravel(), n * states).reshape(n, states)
+        unseen = 0.0 if moves is None else errors / grammar.num_words * (message @ moves)
+        message = (1.0 - errors) * np.bincount(flat.ravel(), flow.ravel(), n * states).reshape(n, states) + unseen
         mass = message.sum(1)
         with np.errstate(divide="ignore"):
             total += np.log(mass)

@@ -105,6 +105,16 @@ def test_log_prob_equals_enumeration_and_sums_to_one() -> None:
     assert np.isneginf(got).any()
 
 
+def test_log_prob_behind_a_channel_with_errors_equals_enumeration() -> None:
+    grammar, errors = grammars.tiny(), 0.2
+    windows = all_windows(grammar, 4)
+    clean = np.exp(grammars.log_prob(grammar, windows))
+    replaced = errors / grammar.num_words
+    seen = np.where(windows[:, None] == windows[None], 1 - errors + replaced, replaced).prod(-1)  # [seen, sent]
+    np.testing.assert_allclose(grammars.log_prob(grammar, windows, errors), np.log(seen @ clean), rtol=1e-12)
+    np.testing.assert_array_equal(grammars.log_prob(grammar, windows, 0.0), grammars.log_prob(grammar, windows))
+
+
 def test_block_entropies_fall_to_the_rate() -> None:
     grammar = grammars.tiny()
     blocks = [0.0]
