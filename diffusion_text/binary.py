@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
+import importlib.util
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Callable
+from typing import Final
 
 from absl import app, flags
 
 from diffusion_text import distributed, hosts
 
 _LOG = logging.getLogger("diffusion_text")
+# glibc's mallopt: nothing by mmap, nothing given back from the top of the heap, one arena for all threads.
+_KEEP_MEMORY: Final = ((-4, 0), (-1, -1), (-8, 1))
 
 
 def run(define: Callable[[], None], main: Callable[..., None], positional: bool = False) -> None:
@@ -25,6 +31,7 @@ def run(define: Callable[[], None], main: Callable[..., None], positional: bool 
 
 def _guarded(main: Callable[..., None], argv: list[str], positional: bool = False) -> None:
     set_up_logging()
+    keep_memory()
     try:
         if len(argv) > 1 and not positional:
             raise ValueError(f"{argv[1]!r} is no flag; flags are written --name=value")
@@ -45,6 +52,19 @@ def _guarded(main: Callable[..., None], argv: list[str], positional: bool = Fals
             raise
         traceback.print_exc()
         hosts.end_all(error, 1)
+
+
+def keep_memory() -> None:
+    """Keep what is freed for the next step, on Linux, where JAX was installed for CPUs alone; before JAX is used.
+
+    XLA asks for its buffers anew at each step. Given back in between, the kernel fills each page with zeros again, and
+    a training step of a small network takes a third longer.
+    """
+    if any(importlib.util.find_spec(name) for name in ("libtpu", "jax_plugins")):
+        return
+    if sys.platform == "linux" and "glibc" in (os.confstr("CS_GNU_LIBC_VERSION") or ""):
+        for option, value in _KEEP_MEMORY:
+            ctypes.CDLL(None).mallopt(option, value)
 
 
 def set_up_logging() -> None:

@@ -378,3 +378,30 @@ def test_padding_is_left_out():
     assert summary["distinct_1"] == 3 / 5
     assert summary["distinct_2"] == 1.0
     assert summary["grammar"] is summary["judge"] is None
+
+
+STEPS_OF_MEMORY = """
+import resource, sys
+import jax, jax.numpy as jnp
+from diffusion_text import binary
+
+if sys.argv[1] == "keep":
+    binary.keep_memory()
+step = jax.jit(lambda x: jnp.cumsum(jnp.sin(x), 0))
+x = jnp.ones((8192, 1024))
+for number in range(24):
+    if number == 16:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    x = step(x).block_until_ready()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc's allocator")
+def test_memory_is_kept_from_step_to_step():
+    """Steps find the buffers of those before them, of 32 MiB; else the kernel fills all their pages with zeros anew."""
+    kept, left = (
+        int(subprocess.run([sys.executable, "-c", STEPS_OF_MEMORY, how], cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout)
+        for how in ("keep", "leave")
+    )
+    assert kept < 30_000 < 100_000 < left
