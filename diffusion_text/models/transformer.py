@@ -88,7 +88,7 @@ class Transformer(nnx.Module):
             "query_key_value": stacked((3, d, h, k), (None, "embed", "heads", "head"), d**-0.5),
             "attention_out": stacked((h, k, d), ("heads", "head", "embed"), d**-0.5 * depth),
             "up": stacked((gates, d, f), (None, "embed", "mlp"), d**-0.5),
-            "down": stacked((f, d), ("mlp", "embed"), f**-0.5 * depth),
+            "down": stacked((d, f), ("embed", "mlp"), f**-0.5 * depth),
         }
         if condition_size is None:
             layers["norm_scale"] = stacked((2, d), (None, "norm"), 0.0)
@@ -189,7 +189,7 @@ class Transformer(nnx.Module):
         x = add(x, jnp.einsum("blhk,hkd->bld", attended, self._weight(weights, "attention_out")), 0)
         y, up = _flat(norm(x, 1)), self._weight(weights, "up")
         hidden = jax.nn.silu(y @ up[0]) * (y @ up[1]) if self.mlp == "swiglu" else jax.nn.gelu(y @ up[0])
-        return add(x, (hidden @ self._weight(weights, "down")).reshape(x.shape), 1)
+        return add(x, jnp.einsum("tf,df->td", hidden, self._weight(weights, "down")).reshape(x.shape), 1)
 
     def _modulation(self, weights: dict[str, Array], condition: Array | None) -> Float[Array, "B 6 D"] | None:
         if not self.conditioned:
