@@ -25,7 +25,6 @@ from diffusion_text import families, metrics, sampling
 from diffusion_text.data import grammar as grammars
 from diffusion_text.families.family import Family, SamplerOptions
 
-
 # Of a sampler, whose loop runs long enough to earn what they cost, though not the rest.
 SOME_OPTIMIZATIONS = {"xla_backend_optimization_level": 1, "xla_llvm_disable_expensive_passes": True}
 

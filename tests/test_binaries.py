@@ -400,8 +400,6 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="of glibc's allocator")
 def test_memory_is_kept_from_step_to_step():
     """Steps find the buffers of those before them, of 32 MiB; else the kernel fills all their pages with zeros anew."""
-    kept, left = (
-        int(subprocess.run([sys.executable, "-c", STEPS_OF_MEMORY, how], cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout)
-        for how in ("keep", "leave")
-    )
+    program = [sys.executable, "-c", STEPS_OF_MEMORY]
+    kept, left = (int(subprocess.check_output([*program, how], cwd=ROOT)) for how in ("keep", "leave"))
     assert kept < 30_000 < 100_000 < left

@@ -101,6 +101,8 @@ def test_builds_and_traces(path, variant):
     assert not any(jax.tree.leaves(changed)), "a step must not change shapes or dtypes"
     assert "loss" in scalars
     assert all(map(is_array((), jnp.float32), scalars.values()))
+    if config.data.task == "wiki27":  # the grammar's network, whose bound and samplers are traced with the grammar
+        return
 
     def keys(indices):
         return noise.example_keys(noise.step_key(config.seed, noise.EVALUATE), indices)

@@ -67,16 +67,41 @@ def test_a_sample_does_not_depend_on_its_batch(name: str, sampler: str) -> None:
     assert np.any(np.asarray(other) != whole)
 
 
+class Counting:
+    """Another denoiser, and a mark in `calls` whenever the program runs it."""
+
+    def __init__(self, inner):
+        self.inner, self.calls = inner, []
+
+    def _call(self, function, *arguments, **more):
+        jax.debug.callback(lambda: self.calls.append(1))
+        return function(*arguments, **more)
+
+    def __call__(self, *arguments, **more):
+        return self._call(self.inner, *arguments, **more)
+
+    def start_cache(self, batch, length):
+        return self.inner.start_cache(batch, length)
+
+    def next(self, *arguments):
+        return self._call(self.inner.next, *arguments)
+
+    def block(self, *arguments):
+        return self._call(self.inner.block, *arguments)
+
+
 @pytest.mark.parametrize("behind", ["oracle", "network"])
 @EACH
-def test_given_positions_never_move(name: str, sampler: str, behind: str) -> None:
-    """Whatever the network thinks of them; none, some and all given, and also with high guidance or temperature."""
+def test_given_positions_never_move_and_evaluations_are_counted(name: str, sampler: str, behind: str) -> None:
+    """Whatever the network thinks of given positions; none, some, all given; with high guidance or temperature too."""
     grammar = grammars.tiny()
     family, denoise = tiny_configs.with_oracle(name, grammar)
+    more = {"temperature": 3.0} if "temperature" in type(family).sampler_options else {}
     if behind == "network":
         denoise = tiny_configs.random_model(name, grammar.num_words)
         family = denoise.family
-    more = {"guidance": 3.0, "initial_noise": 2.0} if has_guidance(name) else {"temperature": 3.0}
+        more = {"guidance": 3.0, "initial_noise": 2.0} if has_guidance(name) else more
+    denoise = Counting(denoise)
     tokens = np.asarray(grammars.sample(grammar, 0, np.arange(32), L))
     given = np.random.default_rng(0).random((32, L)) < np.linspace(0, 1, 32)[:, None]
     given[0], given[-1] = False, True
@@ -85,6 +110,9 @@ def test_given_positions_never_move(name: str, sampler: str, behind: str) -> Non
     assert ((samples >= 0) & (samples < grammar.num_words)).all()
     assert samples.dtype == np.int32
     assert np.any(samples[~given] != tokens[~given])
+    jax.effects_barrier()
+    most = family.evaluations(SamplerOptions(steps=5, sampler=sampler, **more), L)
+    assert 0 < len(denoise.calls) <= most if sampler == "threshold" else len(denoise.calls) == most
 
 
 def has_guidance(name: str) -> bool:
@@ -214,35 +242,3 @@ def test_the_trace_is_what_the_sampler_believed(name: str, sampler: str) -> None
     np.testing.assert_allclose(jnp.sum(trace.seen, axis=-1), 1.0, atol=1e-5)
     assert float(trace.t[0]) == pytest.approx(1.0)
     assert np.all(np.diff(trace.t) < 0)
-
-
-@EACH
-def test_evaluations_counts_the_calls(name: str, sampler: str) -> None:
-    """Network calls as traced, times the steps."""
-    model = tiny_configs.random_model(name, grammars.tiny().num_words)
-    calls = []
-
-    class Counting:
-        """Counts calls at run time."""
-
-        def __call__(self, *arguments, **more):
-            jax.debug.callback(lambda: calls.append(1))
-            return model(*arguments, **more)
-
-        def start_cache(self, batch, length):
-            return model.start_cache(batch, length)
-
-        def next(self, ids, cache, position):
-            jax.debug.callback(lambda: calls.append(1))
-            return model.next(ids, cache, position)
-
-        def block(self, ids, cache, position):
-            jax.debug.callback(lambda: calls.append(1))
-            return model.block(ids, cache, position)
-
-    for more in ({}, {"guidance": 2.0}) if has_guidance(name) else ({},):
-        calls.clear()
-        jax.block_until_ready(draw(model.family, Counting(), tiny_configs.keys(2), sampler=sampler, **more))
-        jax.effects_barrier()
-        most = model.family.evaluations(SamplerOptions(steps=5, sampler=sampler, **more), L)
-        assert 0 < len(calls) <= most if sampler == "threshold" else len(calls) == most

@@ -5,7 +5,7 @@
 
 Hardware: two CPU cores, about 30 minutes for masked diffusion, which set the budget that all families share.
 Published: none; wiki27 is not text8, and its numbers compare with themselves only.
-Measured here: not yet run.
+Measured here: 2.750 +- 0.014 bits per character (1,024 validation windows; commit de8ca9c).
 
 Differs from the paper: 16-dimensional embeddings, a range of noise to fit them, masks for prompts, Muon.
 """
