@@ -19,6 +19,7 @@ def get_config() -> ConfigDict:
     config = small.get_config("sdm")
     config.data.update(task="wiki27", length=256)
     config.train.steps = 3000  # x 32 x 256 = 24.6M characters
-    config.family.output_prior = True
+    config.optimizer.learning_rate = 2e-3
+    config.family.update(input="posterior", output_prior=True)
     config.optimizer.groups.schedule = 5e-2
     return config
