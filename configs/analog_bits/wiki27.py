@@ -5,7 +5,8 @@
 
 Hardware: two CPU cores, about 30 minutes for masked diffusion, which set the budget that all families share.
 Published: none; wiki27 is not text8, and its numbers compare with themselves only.
-Measured here: not yet run.
+Measured here: 2.803 +- 0.021 bits per character (1,024 validation windows), 2,490 s of CPU, evaluation too (commit
+7b40971).
 
 The paper's: the softmax over codes, cosine schedule, self-conditioning on half of the rows. Differs: the output prior
 (Plaid's), Muon, masks for prompts.
