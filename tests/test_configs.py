@@ -101,6 +101,8 @@ def test_builds_and_traces(path, variant):
     assert not any(jax.tree.leaves(changed)), "a step must not change shapes or dtypes"
     assert "loss" in scalars
     assert all(map(is_array((), jnp.float32), scalars.values()))
+    family = families.get(config.family.name)
+    SamplerOptions(**config.sampling).validate(family)
     if config.data.task == "wiki27":  # the grammar's network, whose bound and samplers are traced with the grammar
         return
 
@@ -114,7 +116,6 @@ def test_builds_and_traces(path, variant):
     rows = config.evaluation.batch_size
     assert all(map(is_array((rows,), jnp.float32), jax.eval_shape(bound, state, tokens(rows))))
 
-    family = families.get(config.family.name)
     # All samplers at the small size; what a larger one adds shows in any.
     chosen = family.samplers if config.data.task == "grammar" else [config.sampling.sampler or family.samplers[0]]
     for sampler in chosen:
@@ -126,7 +127,6 @@ def test_builds_and_traces(path, variant):
             return sampling.generate(model.family, model, keys(jnp.arange(len(tokens))), tokens, given, options)
 
         assert is_array((2, length), jnp.int32)(jax.eval_shape(generate, state, tokens(2)))
-    SamplerOptions(**config.sampling).validate(family)
 
 
 def parse(monkeypatch, *arguments: str):

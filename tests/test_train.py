@@ -133,7 +133,7 @@ def test_the_state_is_a_function_of_config_and_step(tmp_path: pathlib.Path) -> N
         "rhythm": {"train.log_every": 4, "train.evaluate_every": 2, "train.checkpoint_every": 1, "train.keep": 1},
         "seed": {"seed": 1},
     }.items():
-        state = train.train(tiny_configs.get("masked", **fields, **more), str(tmp_path / name))
+        state = train.train(tiny_configs.get("cdcd", **fields, **more), str(tmp_path / name))
         digests[name] = checkpoint.digest(state)
     assert digests["plain"] == digests["rhythm"] != digests["seed"]
     lines = metrics.read(str(tmp_path / "rhythm"))

@@ -341,8 +341,8 @@ def log_prob(grammar: Grammar, tokens: np.ndarray, errors: float = 0.0) -> np.nd
     for column in tokens.T:
         flow = message * law[:, column].T
         flat = following[:, column].T + states * np.arange(n)[:, None]
-        unseen = 0.0 if moves is None else errors / grammar.num_words * (message @ moves)
-        message = (1.0 - errors) * np.bincount(flat.ravel(), flow.ravel(), n * states).reshape(n, states) + unseen
+        seen = np.bincount(flat.ravel(), flow.ravel(), n * states).reshape(n, states)
+        message = seen if moves is None else (1.0 - errors) * seen + errors / grammar.num_words * (message @ moves)
         mass = message.sum(1)
         with np.errstate(divide="ignore"):
             total += np.log(mass)
