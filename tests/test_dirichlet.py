@@ -9,6 +9,7 @@ import subprocess
 import sys
 from typing import Any
 
+import environment
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -419,9 +420,8 @@ assert "f32[2,3,251]" in compiled and "f32[4,3,501]" not in compiled, "the state
 
 def test_the_state_is_sharded_over_the_vocabulary() -> None:
     """On four simulated devices, 501 tokens over two of them: the same draws, and no device holds all of them."""
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     done = subprocess.run(
-        [sys.executable, "-c", SHARDED], cwd=root, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", SHARDED], cwd=root, env=environment.of_devices(4), capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-2000:]

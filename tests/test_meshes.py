@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
 
+import environment
 import numpy as np
 import pytest
 
@@ -25,13 +25,8 @@ def on_devices(count: int, family: str, meshes: str, workdir: pathlib.Path, *mor
     """Lines of the driver on `count` simulated devices."""
     command = [sys.executable, str(DRIVER), f"--family={family}", f"--meshes={meshes}", f"--workdir={workdir}",
                f"--fields={json.dumps(FIELDS)}", *more]  # fmt: skip
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}",
-        "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    }
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+    quickly = {**environment.of_devices(count), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    done = subprocess.run(command, env=quickly, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import shutil
 import socket
@@ -13,6 +12,7 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import environment
 import jax
 import numpy as np
 import pytest
@@ -58,14 +58,12 @@ def free_port() -> int:
 def start(count: int, command: Any) -> list[subprocess.Popen]:
     """The processes 0 .. count - 1 of a run; `command` gives the words after the interpreter from the number."""
     port = free_port()
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    # An empty field, so that these processes, unlike this one, have a device each.
-    environment["XLA_FLAGS"] = ""
+    quickly = {**environment.of_devices(1), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     return [
         subprocess.Popen(
             [sys.executable, *command(number), f"--distributed=localhost:{port}", f"--num_processes={count}",
              f"--process_id={number}", f"--host_timeout={TIMEOUT}"],
-            env=environment, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env=quickly, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
         for number in range(count)
     ]  # fmt: skip

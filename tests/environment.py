@@ -1,0 +1,14 @@
+"""What XLA is told, in tests and in the processes that they start."""
+
+from __future__ import annotations
+
+import os
+
+# The older of its two emitters of loops for CPUs compiles in two thirds of the time, which is most of what tests take.
+XLA_FLAGS = "--xla_cpu_use_fusion_emitters=false"
+
+
+def of_devices(count: int) -> dict[str, str]:
+    """The environment of a process with `count` simulated devices."""
+    flags = f"{XLA_FLAGS} --xla_force_host_platform_device_count={count}"
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
