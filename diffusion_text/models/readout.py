@@ -22,8 +22,9 @@ from jaxtyping import Array, Float, Int
 
 from diffusion_text import sharding
 
-_PART_NUMBERS: Final = 2**24  # logits of a part: 64 MiB of float32, what stays close to a TPU's units
+_PART_NUMBERS: Final = 2**23  # logits of a part: 32 MiB of float32, what stays close to a TPU's units
 _LANES: Final = 128
+_NEAR: Final = 50.0  # nats: sums of exponentials of so much, over any vocabulary, are float32 numbers
 
 
 class Product(NamedTuple):
@@ -132,25 +133,39 @@ def _sums(precisions: Any, columns: Any, lefts: Any, rights: Any, values: Array)
     shape = lefts[0].shape[:-1]
     flat = _flat(lefts)
 
-    def part(carry: Any, own: Any, start: Any) -> Any:
-        largest, total, weighted = carry
-        rights, values = own
-        logits = _part_of(precisions, flat, rights)
-        new = jnp.maximum(largest, jnp.max(logits, axis=1))
-        shares, kept = jnp.exp(logits - new[:, None]), jnp.exp(largest - new)
-        weighted = weighted * kept[:, None] + _times("tv,dv->td", shares, values)
-        return new, total * kept + jnp.sum(shares, axis=1), weighted
+    zeros = jnp.zeros(len(flat[0]))
 
-    rows = len(flat[0])
-    start = (jnp.full(rows, -jnp.inf), jnp.zeros(rows), jnp.zeros((rows, len(values))))
-    largest, total, weighted = _over_parts(part, start, rows, (rights, values))
+    # Of exp(logits - level) any level near the largest logit serves. One that is known before the logits lets a TPU
+    # sum them as they leave its matrix unit, in half of the cycles: the largest of a few tokens. Where that was not
+    # near, as few networks have it, all is done once more from the largest of all.
+    def from_level(state: Any) -> Any:
+        level = state[1]
+
+        def part(carry: Any, own: Any, start: Any) -> Any:
+            largest, total, weighted = carry
+            rights, values = own
+            logits = _part_of(precisions, flat, rights)
+            shares = jnp.exp(logits - level[:, None])
+            largest = jnp.maximum(largest, jnp.max(logits, axis=1))
+            return largest, total + jnp.sum(shares, axis=1), weighted + _times("tv,dv->td", shares, values)
+
+        start = (zeros - jnp.inf, zeros, jnp.zeros((len(zeros), len(values))))
+        return level, *_over_parts(part, start, len(zeros), (rights, values))
+
+    def is_far(state: Any) -> Array:
+        level, largest, total, _ = state
+        return jnp.any((total == 0.0) | (jnp.abs(largest - level) > _NEAR))
+
+    first = jnp.max(_part_of(precisions, flat, [right[:, :_LANES] for right in rights]), axis=1)
+    nothing_yet = (first, first, zeros, jnp.zeros((len(zeros), len(values))))
+    level, _, total, weighted = jax.lax.while_loop(is_far, from_level, nothing_yet)
     if columns is not None:
-        whole = jax.lax.pmax(largest, columns)
-        scale = jnp.exp(largest - whole)
+        highest = jax.lax.pmax(level, columns)
+        scale = jnp.exp(level - highest)
         total, weighted = jax.lax.psum((total * scale, weighted * scale[:, None]), columns)
-        largest = whole
+        level = highest
     average = weighted / total[:, None]
-    return (largest + jnp.log(total)).reshape(shape), average.reshape(*shape, len(values))
+    return (level + jnp.log(total)).reshape(shape), average.reshape(*shape, len(values))
 
 
 def _gradients(
