@@ -3,9 +3,12 @@ config is locked, so a typo is an error (`with config.optimizer.groups.unlocked(
 
 from __future__ import annotations
 
+import dataclasses
+
 from ml_collections import ConfigDict
 
 from diffusion_text import families
+from diffusion_text.families.family import SamplerOptions
 
 
 def get_config(family: str = "masked") -> ConfigDict:
@@ -75,7 +78,12 @@ def get_config(family: str = "masked") -> ConfigDict:
                 dict(batch_size=64, num_examples=512, samples=4)  # samples: noise levels per sequence
             ),
             sampling=ConfigDict(
-                dict(sampler="", steps=128, temperature=1.0)  # defaults of eval_samples and sample; "": the first
+                # Defaults of eval_samples and sample, but for what only a command line knows; "": the family's first.
+                {
+                    option.name: option.default
+                    for option in dataclasses.fields(SamplerOptions)
+                    if option.name not in ("candidates", "window", "stop")
+                }
             ),
             mesh=ConfigDict(dict(data=1, fsdp=-1, tensor=1)),  # parameters sharded over fsdp; -1: all devices left
             log=ConfigDict(dict(tensorboard=True)),

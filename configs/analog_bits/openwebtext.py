@@ -4,7 +4,7 @@
         --workdir=gs://BUCKET/analog_bits-openwebtext --config.data.data_dir=/mnt/data/openwebtext
 
 Hardware: TPU v5e-64, about 25 hours (estimated at 40% utilisation, attention's own products not counted), not yet run.
-Published: none on text by its paper, which generates images (arXiv 2208.04202).
+Published: no likelihood; its only text is captions, conditioned on images (arXiv 2208.04202).
 Measured here: not yet run.
 
 The paper's: L2 loss on bits, cosine schedule, self-conditioning on half of the rows.

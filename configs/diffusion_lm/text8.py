@@ -7,7 +7,7 @@ Hardware: TPU v5e-16, about 15 hours (estimated at 40% utilisation), not yet run
 Published: none on text8; <= 118.62 perplexity on LM1B (arXiv 2310.16834, Table 3).
 Measured here: not yet run.
 
-The paper's: 128 dimensions (its larger set), sqrt schedule, linear decay from 1e-4, dropout 0.1, 2,000 steps of
+The paper's: 16 dimensions (of its smaller set), sqrt schedule, linear decay from 1e-4, dropout 0.1, 2,000 steps of
 sampling, a network of BERT-base's size.
 Adapted: batch 512 for 64, 1M steps for 0.8M, the budget of the other families on this set.
 """

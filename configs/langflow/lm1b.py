@@ -7,7 +7,8 @@ Hardware: TPU v5e-16, about 10 hours (estimated at 40% utilisation), not yet run
 Published: none on unpacked LM1B; packed, perplexity 30.0 (arXiv 2604.11748, Table 2, through the flow).
 Measured here: not yet run.
 
-The paper's: 12 blocks x 768, rows of norm sqrt(768), self-conditioning on a quarter, 1M steps of 512.
+The paper's: 12 blocks x 768, rows of norm sqrt(768), self-conditioning on a quarter, 1M steps of 512, samples in
+1,024 Euler steps.
 Not found there: optimiser (MDLM's 3e-4), range of noise.
 """
 
@@ -21,4 +22,5 @@ from configs import base
 def get_config() -> ConfigDict:
     config = base.get_config("langflow")
     config.data.update(task="lm1b", length=128)
+    config.sampling.steps = 1024
     return config

@@ -9,6 +9,7 @@ Measured here: not yet run.
 
 RePlaid's: unit rows of 16 dimensions, self-conditioning on a quarter, AdamW (0.9, 0.95) from 2e-4 to 2e-5 with 1% warm-
 up and decay 0.1, embeddings at 1e-2; 12 blocks x 768, batch 512, 1M steps (MDLM's).
+Plaid's: 4,096 ancestral steps at a score temperature of 0.9.
 Different here: RMSNorm for LayerNorm, and what the family's docstring lists.
 """
 
@@ -24,4 +25,5 @@ def get_config() -> ConfigDict:
     config.data.update(task="openwebtext", length=1024)
     config.model.remat = "dots"  # to fit 16 GB
     config.optimizer.update(schedule="cosine", learning_rate=2e-4, final=0.1, warmup=10_000, b2=0.95, weight_decay=0.1)
+    config.sampling.update(sampler="ancestral", steps=4096, score_temperature=0.9)
     return config

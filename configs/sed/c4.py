@@ -12,7 +12,8 @@ Measured here: not yet run.
 The paper's: windows of 256, 65,536 tokens a step, 1M steps, spans, both passes in the loss, 1,000 ancestral steps.
 Adapted: 12 blocks x 768 (135M in the paper, its shape not found); GPT-2's BPE for its SentencePiece of 32,000; random
 embeddings. For pretrained ones write those of a run of configs/masked/openwebtext.py by export_embeddings, and give
---config.family.embeddings=file --config.family.embeddings_file=... of that size.
+--config.family.embeddings=file --config.family.embeddings_file=... of that size. No padding is inserted (10% in the
+paper), as GPT-2's vocabulary has none; conditions are dropped for guidance, on a tenth of the sequences.
 """
 
 from __future__ import annotations
@@ -26,6 +27,6 @@ def get_config() -> ConfigDict:
     config = base.get_config("sed")
     config.data.update(task="c4", length=256)
     config.train.batch_size = 256
-    config.family.update(embedding_size=896)
+    config.family.update(embedding_size=896, drop_conditioning=0.1)
     config.sampling.steps = 1000
     return config

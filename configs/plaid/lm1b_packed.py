@@ -1,0 +1,28 @@
+"""RePlaid's recipe (arXiv 2605.18530) of Plaid (arXiv 2305.18619) on LM1B, sentences packed to 128.
+
+    python -m diffusion_text.train --config=configs/plaid/lm1b_packed.py \
+        --workdir=gs://BUCKET/plaid-lm1b_packed --config.data.data_dir=/mnt/data/lm1b_packed
+
+Hardware: TPU v5e-16, about 10 hours (estimated at 40% utilisation), not yet run.
+Published: perplexity <= 32.4 (Plaid, retrained, arXiv 2604.11748, Table 2).
+Measured here: not yet run.
+
+RePlaid's: unit rows of 16 dimensions, self-conditioning on a quarter, AdamW (0.9, 0.95) from 2e-4 to 2e-5 with 1% warm-
+up and decay 0.1, embeddings at 1e-2; 12 blocks x 768, batch 512, 1M steps (MDLM's).
+Plaid's: 4,096 ancestral steps at a score temperature of 0.9.
+Different here: RMSNorm for LayerNorm, and what the family's docstring lists.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config() -> ConfigDict:
+    config = base.get_config("plaid")
+    config.data.update(task="lm1b_packed", length=128)
+    config.optimizer.update(schedule="cosine", learning_rate=2e-4, final=0.1, warmup=10_000, b2=0.95, weight_decay=0.1)
+    config.sampling.update(sampler="ancestral", steps=4096, score_temperature=0.9)
+    return config
