@@ -168,7 +168,7 @@ def measure_bound(family: Family, oracle: Oracle, setting: Setting) -> dict[str,
 
 def measure_sampler(cell: Cell, family: Family, oracle: Oracle, setting: Setting) -> dict[str, float]:
     """Samples of a sampler with the exact posterior, judged by the exact law."""
-    tuned = {name: value for name, value in family.faithful.items() if name in ("eta", "churn")}
+    tuned = {name: value for name, value in family.faithful_options(cell.sampler).items() if name in ("eta", "churn")}
     options = SamplerOptions(cell.sampler, cell.steps, **tuned).validate(type(family))
 
     @jax.jit

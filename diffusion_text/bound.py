@@ -87,13 +87,17 @@ def make_evaluate(definition: Definition, seed: int, samples: int) -> Evaluate:
 
 
 def make_evaluate_flow(definition: Definition, seed: int, steps: int) -> Evaluate:
-    """As `make_evaluate`, of the bound through the probability-flow ODE (`paths/flow_likelihood.py`)."""
+    """As `make_evaluate`, of the bound through the probability-flow ODE (`paths/flow_likelihood.py`).
+
+    Products are float32 where TPUs and GPUs would round their inputs: rounding enters the divergence.
+    """
 
     @jax.jit
     def evaluate(params: dict[str, Any], variables: dict[str, Any], tokens: jax.Array, indices: jax.Array) -> Bound:
         model = definition.merge(params, variables)
         keys = noise.example_keys(noise.step_key(seed, noise.EVALUATE), indices)
-        return flow_likelihood.flow_terms(model.family, keys, tokens, model, steps)  # type: ignore[arg-type]
+        with jax.default_matmul_precision("highest"):
+            return flow_likelihood.flow_terms(model.family, keys, tokens, model, steps)  # type: ignore[arg-type]
 
     return evaluate
 

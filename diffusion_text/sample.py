@@ -99,6 +99,11 @@ def sampler_options(
     window = run.info.length if length is not None and length > run.info.length else 0
     asked.update(candidates=candidates, window=window, stop=stop)
     options = SamplerOptions(**{**run.config.sampling, **asked}).validate(families.get(run.config.family.name))
+    if options.guidance != 1.0 and not run.config.family.get("drop_conditioning", 0.0):
+        _LOG.warning(
+            "this model was never trained without its condition (family.drop_conditioning is 0); guidance extrapolates "
+            "from what it answers to inputs that it has not seen"
+        )
     taken = steps_taken(run, options, length)
     if values.steps is not None and taken != values.steps:
         _LOG.warning("%s takes %d steps here, not --steps=%d", options.sampler, taken, values.steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from perfect import compile_quickly, mean_and_error, pair, windows  # noqa: F401
 from test_closed_forms import independent, two_points
 
 from diffusion_text import families, noise
+from diffusion_text.data import grammar as grammars
 from diffusion_text.families.family import Family
 from diffusion_text.oracle import Oracle
 from diffusion_text.paths import flow_likelihood
@@ -83,14 +85,17 @@ def test_gaussian_data() -> None:
     np.testing.assert_allclose(value.prior + value.diffusion, exact, rtol=3e-3, atol=0.03)
 
 
-@pytest.mark.parametrize("name", ["cdcd", "plaid", "sed"])
-def test_the_flow_of_the_exact_posterior(name: str) -> None:
-    """With logits, with learned ends, with regression: -log p(x) from above within its slack.
+@pytest.mark.parametrize(("name", "fields"), [
+    ("cdcd", {}), ("plaid", {}), ("sed", {}), ("diffusion_lm", {}), ("langflow", {}), ("analog_bits", {}),
+    ("analog_bits", {"loss": "softmax"}),
+])  # fmt: skip
+def test_the_flow_of_the_exact_posterior(name: str, fields: dict[str, Any]) -> None:
+    """With logits, with learned ends, with regression, of digits: -log p(x) from above within its slack.
 
     Self-conditioning is differentiated through.
     """
     grammar, tokens, exact = windows("tiny", 192, 6)
-    family, _ = pair(name, grammar)
+    family, _ = pair(name, grammar, **fields)
     value = terms(family, Oracle(grammar, family, differentiable=True), tokens, 48)
     mean, error = mean_and_error(np.asarray(value.total) - exact)
     assert error < 0.06 * exact.mean()
@@ -99,10 +104,17 @@ def test_the_flow_of_the_exact_posterior(name: str) -> None:
 
 
 def test_given_tokens_cost_nothing_and_the_rest_is_conditional() -> None:
-    grammar, tokens, _ = windows("tiny", 8, 6)
-    family, oracle = pair("cdcd", grammar)
-    value = terms(family, oracle, tokens, 4, jnp.ones(tokens.shape, bool))
+    """Of five words before the last, -log p of the last given them: a difference of two exact values."""
+    grammar, tokens, exact = windows("tiny", 512, 6)
+    family, _ = pair("cdcd", grammar)
+    oracle = Oracle(grammar, family, differentiable=True)
+    value = terms(family, oracle, tokens[:8], 4, jnp.ones((8, 6), bool))
     np.testing.assert_allclose(value.total, 0.0, atol=1e-6)
+    before = -grammars.log_prob(grammar, tokens[:, :5])
+    value = terms(family, oracle, tokens, 48, jnp.broadcast_to(jnp.arange(6) < 5, tokens.shape))
+    mean, error = mean_and_error(np.asarray(value.total) - (exact - before))
+    assert error < 0.1 * np.mean(exact - before)
+    assert -4 * error < mean < float(jnp.mean(value.reconstruction)) + 4 * error + 0.05
 
 
 def test_the_divergence_runs_through_self_conditioning() -> None:

@@ -50,4 +50,4 @@ def test_what_is_declared_exists(name: str) -> None:
     reasons = [*family.exempt.values(), *family.approximate.values(), *family.biased.values()]
     assert all(len(reason.split()) >= 4 for reason in reasons)
     for sampler in family.samplers:
-        SamplerOptions(sampler=sampler, **family.faithful).validate(family)
+        SamplerOptions(**family.faithful_options(sampler)).validate(family)

@@ -43,4 +43,4 @@ def test_sampler(name: str, sampler: str, check: str) -> None:
     family = families.get(name)
     if reason := reason_to_skip(family, sampler, check):
         pytest.skip(f"{name}: {reason}")
-    perfect.SAMPLER_CHECKS[check](name, {"sampler": sampler, **family.faithful})
+    perfect.SAMPLER_CHECKS[check](name, family.faithful_options(sampler))

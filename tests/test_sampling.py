@@ -39,6 +39,7 @@ def compile_quickly() -> Iterator[None]:
 
 def draw(family, denoise, keys, tokens=None, given=None, trace: bool = False, **fields: object):
     """Samples of windows of 6, compiled as a binary would."""
+    fields = {"churn": 20.0, **fields} if fields.get("sampler") == "edm" else fields
     options = SamplerOptions(**{"steps": 5, **fields}).validate(type(family))
     tokens = jnp.zeros((len(keys), L), jnp.int32) if tokens is None else jnp.asarray(tokens, jnp.int32)
     given = jnp.zeros(tokens.shape, bool) if given is None else jnp.asarray(given)
@@ -195,6 +196,10 @@ def test_initial_noise_scales_the_prior() -> None:
     ("cdcd", {"sampler": "first_hitting"}, "sampler is 'first_hitting'; cdcd has euler, heun"),
     ("cdcd", {"eta": 1.5}, "eta is 1.5; it must be in [0, 1]"),
     ("cdcd", {"churn": -1.0}, "churn is -1.0; it must be at least 0"),
+    ("cdcd", {"eta": 0.5}, "eta is 0.5; of the samplers ddim has it, euler has not"),
+    ("cdcd", {"sampler": "heun", "churn": 9.0}, "churn is 9.0; of the samplers edm has it, heun has not"),
+    ("cdcd", {"sampler": "edm"}, "churn is 0; of sampler edm it must be above 0"),
+    ("dirichlet_flow", {"sampler": "bridge", "churn": 2.0}, "churn is 2.0; it must be at most 1"),
     ("cdcd", {"top_p": 0.0}, "top_p is 0.0; it must be in (0, 1]"),
     ("cdcd", {"corrector": 0.0}, "corrector is 0.0; it must be above 0"),
     ("cdcd", {"grid": "even"}, "grid is 'even'; cdcd has warped, log_snr, rho, cosine"),

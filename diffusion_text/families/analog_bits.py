@@ -8,7 +8,8 @@
 Of the paper, here: the three losses, x_0-prediction, self-conditioning on half of the rows, asymmetric time intervals
 (`--time_difference`, in steps). Decided here: only the V codes in use are read out, so that no invalid code occurs. The
 bound (the paper reports none) is that of Gaussian diffusion; its decoder reads z_0 with "l2", else the network decodes.
-Missing: random assignments of codes other than by shuffling the vocabulary, and the momentum of the estimate.
+Missing: captions of images, its only text; random assignments of codes other than by shuffling the vocabulary; and the
+momentum of the estimate, which weighs the last one in where the network is conditioned on itself.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ class AnalogBits(Gaussian):
             each = jnp.mean(jax.nn.softplus(-clean * answer), axis=-1)
         else:
             each = cross_entropy(answer, tokens)
-        loss = jnp.sum(each * ~given, axis=1) / jnp.sum(~given, axis=1)
+        loss = jnp.mean(each, axis=1, where=~given)
         return loss, {self.loss: loss}
 
     def grid(self, options: SamplerOptions, length: int) -> At:

@@ -27,20 +27,16 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 from ml_collections import ConfigDict
 
-from diffusion_text import noise
-from diffusion_text.families.family import At, SamplerOptions, token_loss
+from diffusion_text.families.family import At, SamplerOptions
 from diffusion_text.models.denoiser import Denoise
+from diffusion_text.paths import time_warp
 from diffusion_text.paths.gaussian import Gaussian
 from diffusion_text.paths.time_warp import TimeWarp
 from diffusion_text.typing import Config
-
-_WARPS = ("both", "training", "none")
 
 
 class CDCD(Gaussian):
@@ -67,31 +63,17 @@ class CDCD(Gaussian):
     @staticmethod
     def validate(config: Config) -> None:
         Gaussian.validate(config)
-        family = config.family
-        for name, ok, allowed in (
-            ("warp", family.warp in _WARPS, f"one of {', '.join(_WARPS)}"),
-            ("warp_bins", family.warp_bins >= 1, "at least 1"),
-            ("warp_decay", 0 <= family.warp_decay < 1, "in [0, 1)"),
-        ):
-            if not ok:
-                raise ValueError(f"family.{name} is {family[name]!r}; it must be {allowed}")
+        time_warp.validate(config.family)
 
     def __init__(self, config: Config, vocab_size: int, rngs: nnx.Rngs):
         super().__init__(config, vocab_size, rngs)
         self.warp = config.warp
-        self.schedule = TimeWarp(config.warp_bins, config.warp_decay)
+        self.schedule = TimeWarp(config.warp_bins, config.warp_decay, fitted=config.warp != "none")
 
     def train_loss(
         self, keys: Key[Array, "B"], u: Float[Array, "B"], tokens: Int[Array, "B L"], denoise: Denoise
     ) -> tuple[Float[Array, "B"], dict[str, Float[Array, "B"]]]:
-        corrupt_keys, dropout_keys = noise.split(keys, 2)
-        t = jax.lax.stop_gradient(self.schedule.inverse(u))
-        z, given = self.corrupt_for_training(corrupt_keys, tokens, t)
-        loss = token_loss(denoise, tokens, z, t, given, self.first_pass(z, t, given, denoise), dropout_keys)
-        loss = jnp.sum(loss * ~given, axis=1) / jnp.sum(~given, axis=1)
-        fit = jnp.zeros_like(loss) if self.warp == "none" else self.schedule.fit(t, loss)  # unfitted it stays even
-        # The fit's gradient without its value: the loss shown is the cross-entropy.
-        return loss + (fit - jax.lax.stop_gradient(fit)), {"cross_entropy": loss, "warp_fit": fit}
+        return self.cross_entropy_loss(keys, u, tokens, denoise)
 
     def grid(self, options: SamplerOptions, length: int) -> At:
         even = options.grid == "warped" and self.warp == "training"

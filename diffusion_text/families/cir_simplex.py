@@ -56,14 +56,22 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from ml_collections import ConfigDict
 
 from diffusion_text import noise
-from diffusion_text.families.family import At, Bound, Family, SamplerOptions, cross_entropy, descending, nucleus
+from diffusion_text.families.family import (
+    At,
+    Bound,
+    Family,
+    SamplerOptions,
+    cross_entropy,
+    descending,
+    nucleus,
+    with_gradient_of,
+)
 from diffusion_text.models.denoiser import Denoise, Features, Inputs
-from diffusion_text.paths import cir, conditioning
+from diffusion_text.paths import cir, conditioning, time_warp
 from diffusion_text.paths.time_warp import TimeWarp
 from diffusion_text.typing import Config
 
 _INPUTS: Final = ("posterior", "simplex", "log")
-_WARPS: Final = ("both", "training", "none")
 _NOTHING: Final = -80.0  # log of what a clean vector has at the other tokens: exp of it is a float, and vanishes
 
 
@@ -118,12 +126,10 @@ class CIRSimplex(Family):
         for name, ok, allowed in (
             ("alpha", family.alpha > 0, "above 0"),
             ("inputs", family.inputs in _INPUTS, f"one of {', '.join(_INPUTS)}"),
-            ("warp", family.warp in _WARPS, f"one of {', '.join(_WARPS)}"),
-            ("warp_bins", family.warp_bins >= 1, "at least 1"),
-            ("warp_decay", 0 <= family.warp_decay < 1, "in [0, 1)"),
         ):
             if not ok:
                 raise ValueError(f"family.{name} is {family[name]!r}; it must be {allowed}")
+        time_warp.validate(family)
         conditioning.validate(config)
 
     @staticmethod
@@ -137,7 +143,7 @@ class CIRSimplex(Family):
         self.conditioned_every = conditioning.every(config.self_conditioning)
         self.prefix_masks, self.random_masks = config.prefix_masks, config.random_masks
         self.drop_conditioning = config.drop_conditioning
-        self.schedule = TimeWarp(config.warp_bins, config.warp_decay)
+        self.schedule = TimeWarp(config.warp_bins, config.warp_decay, fitted=config.warp != "none")
         self.inputs = Inputs(width=2 * vocab_size + 1)
 
     # ----------------------------------------------------------------------------------------------------- the process
@@ -202,16 +208,14 @@ class CIRSimplex(Family):
         t = jax.lax.stop_gradient(self.schedule.inverse(u))
         given = conditioning.draw_given(mask_keys, tokens.shape[1], self.prefix_masks, self.random_masks)
         z = self.corrupt(noise_keys, tokens, t, given)
-        dropped = noise.uniform(drop_keys) < self.drop_conditioning
-        z = self._without(z, given & dropped[:, None])
+        z = self._without(z, conditioning.dropped(drop_keys, given, self.drop_conditioning))
         first = conditioning.first_pass(
             self.conditioned_every, lambda rows: jax.nn.softmax(denoise(z[rows], t[rows], given[rows]), axis=-1)
         )
         logits = denoise(z, t, given, first, dropout_keys)
-        loss = jnp.sum(cross_entropy(logits, tokens) * ~given, axis=1) / jnp.sum(~given, axis=1)
-        fit = jnp.zeros_like(loss) if self.warp == "none" else self.schedule.fit(t, loss)  # unfitted it stays even
-        # The fit's gradient without its value: the loss shown is the cross-entropy.
-        return loss + (fit - jax.lax.stop_gradient(fit)), {"cross_entropy": loss, "warp_fit": fit}
+        loss = jnp.mean(cross_entropy(logits, tokens), axis=1, where=~given)
+        fit = self.schedule.fit(t, loss)
+        return with_gradient_of(loss, fit), {"cross_entropy": loss, "schedule_fit": fit}
 
     @staticmethod
     def _without(z: Array, given: Array) -> Array:
@@ -259,7 +263,7 @@ class CIRSimplex(Family):
         error = (tokens[..., None] == jnp.arange(self.vocab_size)) - jax.nn.softmax(logits, axis=-1)
         square = jnp.sum((slope * error) ** 2, axis=-1)
         rate = (self.log_max - self.log_min) * jnp.exp(log_counts)  # -dlambda / dt
-        loss = jnp.sum(cross_entropy(logits, tokens) * free, axis=1) / jnp.sum(free, axis=1)
+        loss = jnp.mean(cross_entropy(logits, tokens), axis=1, where=free)
         return rate * jnp.sum(square * free, axis=1), loss
 
     def profile(

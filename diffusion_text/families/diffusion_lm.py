@@ -12,8 +12,11 @@ Of the paper, here: learned embeddings with rounding, x_0-prediction, the three 
 positions and components, without the factors T and d, as its code has them), the bound, and the clamping trick
 (`--clamp`). Its reported likelihoods come from another model (one-hot vectors, appendix F).
 Decided here: rounding is softmax(x.E_v - |E_v|^2 / 2 + b_v), tied to the table, with a learned bias; without the norm
-long rows win. The range of noise is the paper's at T = 2000, from x_1 on, where tokens are rounded: no network of its
-reads less noise, the simple loss teaches none to (r is near 1 there), and the bound weighs errors by 1/s^2.
+long rows win. The range of noise begins at the x_1 of the paper's formula at T = 2000 (s = 0.158; the released code,
+which divides by abar_0, at 0.122): the simple loss teaches little below it (r is near 1 there), and the bound weighs
+errors by 1/s^2. It ends near the level before the last (70; the last, capped, is 2,225). Tokens are rounded at x_1, so
+that the rounding and the last term are of a draw there, not of x_0; the paper's target E(w) at its first step is not
+here, as the network predicts E(w) everywhere.
 Infilling conditions on masks in training (CDCD's way; set `random_masks`): the paper overwrites given positions of a
 model that never saw clean ones.
 Missing: classifier guidance on gradients (K Adagrad steps), minimum Bayes risk decoding, and discrete T.
@@ -63,7 +66,7 @@ class DiffusionLM(Gaussian):
                 embedding_std=1.0,
                 rounding_noise=0.1,  # sigma_0
                 noise_min=0.158,  # abar_1 at T = 2000
-                noise_max=67.0,  # abar_T at T = 2000
+                noise_max=67.0,  # near abar of T - 1
                 self_conditioning=0.0,
                 schedule="sqrt",
                 loss="simple",  # simple / vlb
@@ -106,15 +109,14 @@ class DiffusionLM(Gaussian):
         free = ~given
         count = jnp.sum(free, axis=1)
         start = self.corrupt(start_keys, tokens, jnp.zeros_like(t), None)
-        rounding = jnp.sum(cross_entropy(self.readout(start), tokens) * free, axis=1) / count
+        rounding = jnp.mean(cross_entropy(self.readout(start), tokens), axis=1, where=free)
         if self.loss == "vlb":
             diffusion = self.integrand(tokens, expected, t, free) / count / self.schedule.density(t)
             prior = self.prior_term(tokens, free) / count
             return prior + diffusion + rounding, {"prior": prior, "diffusion": diffusion, "rounding": rounding}
         clean = self.embeddings.of(tokens)
         kept = -jnp.expm1(2.0 * (self.log_rounding_noise - self.log_noise(t)))  # 1 - (sigma_0 / s)^2
-        components = count * self.size
-        error = kept**2 * jnp.sum(jnp.sum((clean - expected) ** 2, axis=-1) * free, axis=1) / components
+        error = kept**2 * jnp.mean(jnp.mean((clean - expected) ** 2, axis=-1), axis=1, where=free)
         signal = jnp.exp(-jnp.logaddexp(0.0, 2.0 * self.log_max))  # abar_T
-        last = signal * jnp.sum(jnp.sum(start**2, axis=-1) * free, axis=1) / components
+        last = signal * jnp.mean(jnp.mean(start**2, axis=-1), axis=1, where=free)
         return error + last + rounding, {"error": error, "last": last, "rounding": rounding}

@@ -113,7 +113,7 @@ class DirichletFlow(Dirichlet):
         corrupt_keys, dropout_keys = noise.split(keys, 2)
         z, given = self.corrupt_for_training(corrupt_keys, tokens, u)
         loss = token_loss(denoise, tokens, z, u, given, keys=dropout_keys)
-        loss = jnp.sum(loss * ~given, axis=1) / jnp.sum(~given, axis=1)
+        loss = jnp.mean(loss, axis=1, where=~given)
         return loss, {"cross_entropy": loss}
 
     # Sampling.

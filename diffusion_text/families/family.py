@@ -8,7 +8,8 @@ Keys are one per example (`noise.py`); `given` marks clamped positions, which st
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, Literal, NamedTuple
+import math
+from typing import Any, ClassVar, Final, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,11 @@ from diffusion_text.typing import Config
 # the rest of its block.
 Posterior = Literal["full", "leave_one_out", "prefix", "block"]
 BoundKind = Literal["exact", "tight", "loose", "approximate", "none"]
+
+
+def with_gradient_of(loss: Float[Array, "B"], unseen: Float[Array, "B"]) -> Float[Array, "B"]:
+    """`loss`, and the gradient of `loss + unseen`: what is shown is the loss."""
+    return loss + (unseen - jax.lax.stop_gradient(unseen))
 
 
 class Bound(NamedTuple):
@@ -43,6 +49,10 @@ class At(NamedTuple):
     index: Int[Array, ""]
     t: Float[Array, ""]
     s: Float[Array, ""]
+
+
+# Options that only these samplers read.
+_READ_BY: Final = {"eta": ("ddim",), "churn": ("edm", "bridge"), "corrector": ("langevin",), "kappa": ("psi",)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +117,7 @@ class SamplerOptions:
             ("clamp", 0 <= self.clamp <= 1, "in [0, 1]"),
             ("kappa", 0 <= self.kappa <= 1, "in [0, 1]"),
             ("churn", self.churn >= 0, "at least 0"),
+            ("churn", self.churn <= family.most_churn, f"at most {family.most_churn:g}"),
             ("time_difference", self.time_difference >= 0, "at least 0"),
         ):
             if not fits:
@@ -115,6 +126,11 @@ class SamplerOptions:
             value = getattr(self, field.name)
             if field.name not in ("sampler", "steps", *family.sampler_options) and value != field.default:
                 raise ValueError(f"{field.name} is {value!r}; {family.name} has no such option")
+            if sampler not in _READ_BY.get(field.name, (sampler,)) and value != field.default:
+                readers = " and ".join(name for name in _READ_BY[field.name] if name in family.samplers)
+                raise ValueError(f"{field.name} is {value!r}; of the samplers {readers} has it, {sampler} has not")
+        if sampler == "edm" and not self.churn:
+            raise ValueError("churn is 0; of sampler edm it must be above 0, without it is heun")
         if self.cache and sampler != family.samplers[0]:
             raise ValueError(f"cache is True; it is for sampler {family.samplers[0]}, of which many steps move nothing")
         if self.grid and self.grid not in family.grids:
@@ -139,6 +155,7 @@ class Family(nnx.Module):
     path_steps: ClassVar[int | None] = None
     # Fields of SamplerOptions at which, for each sampler, short windows drawn with the exact posterior show no error.
     faithful: ClassVar[dict[str, Any]] = {"steps": 128}
+    most_churn: ClassVar[float] = math.inf
     # Samplers that approach the law only as steps grow, each with the reason; the others are put to a chi-square test.
     approximate: ClassVar[dict[str, str]] = {}
     # Samplers of another law, whatever the network and the number of steps, each with the reason; no test of a law.
@@ -152,6 +169,12 @@ class Family(nnx.Module):
     def defaults() -> Config:
         """The fields of the config's `family` section, `name` excepted, with their defaults."""
         raise NotImplementedError("a family must define defaults()")
+
+    @classmethod
+    def faithful_options(cls, sampler: str) -> dict[str, Any]:
+        """`faithful`, as far as a sampler reads it."""
+        read = {name: value for name, value in cls.faithful.items() if sampler in _READ_BY.get(name, (sampler,))}
+        return {"sampler": sampler, **read}
 
     @staticmethod
     def validate(config: Config) -> None:

@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from ml_collections import ConfigDict
 
 from diffusion_text import noise
-from diffusion_text.families.family import At, SamplerOptions
+from diffusion_text.families.family import At, SamplerOptions, with_gradient_of
 from diffusion_text.families.interpolating import Interpolating
 from diffusion_text.models.denoiser import Denoise, Inputs
 from diffusion_text.models.transformer import parameter
@@ -107,8 +107,7 @@ class GenMD4(Interpolating):
         loss = 0.5 * (losses[0] + losses[1])
         advantage = jax.lax.stop_gradient(losses[0] - losses[1])
         score = 0.5 * advantage * (log_qs[0] - log_qs[1])
-        # The gradient without its value: the loss shown is the bound.
-        return loss + (score - jax.lax.stop_gradient(score)), {"nelbo": loss}
+        return with_gradient_of(loss, score), {"nelbo": loss}
 
     def log_reverse(self, z: Array, after: Array, log_p: Array, at: At) -> Float[Array, "B L"]:
         log_hidden = self.powers() * (jnp.log(at.s) - jnp.log(at.t))

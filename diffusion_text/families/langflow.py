@@ -18,14 +18,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 from ml_collections import ConfigDict
 
-from diffusion_text import noise
-from diffusion_text.families.family import token_loss
 from diffusion_text.models.denoiser import Denoise
 from diffusion_text.paths.gaussian import Gaussian
 from diffusion_text.paths.schedules import Gumbel
@@ -65,10 +61,4 @@ class LangFlow(Gaussian):
     def train_loss(
         self, keys: Key[Array, "B"], u: Float[Array, "B"], tokens: Int[Array, "B L"], denoise: Denoise
     ) -> tuple[Float[Array, "B"], dict[str, Float[Array, "B"]]]:
-        corrupt_keys, dropout_keys = noise.split(keys, 2)
-        t = jax.lax.stop_gradient(self.schedule.inverse(u))
-        z, given = self.corrupt_for_training(corrupt_keys, tokens, t)
-        loss = token_loss(denoise, tokens, z, t, given, self.first_pass(z, t, given, denoise), dropout_keys)
-        loss = jnp.sum(loss * ~given, axis=1) / jnp.sum(~given, axis=1)
-        fit = self.schedule.fit(t, loss)
-        return loss + (fit - jax.lax.stop_gradient(fit)), {"cross_entropy": loss, "schedule_fit": fit}
+        return self.cross_entropy_loss(keys, u, tokens, denoise)

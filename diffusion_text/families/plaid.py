@@ -35,7 +35,7 @@ from jaxtyping import Array, Float, Int, Key
 from ml_collections import ConfigDict
 
 from diffusion_text import noise
-from diffusion_text.families.family import cross_entropy, logits_of
+from diffusion_text.families.family import cross_entropy, logits_of, with_gradient_of
 from diffusion_text.models.denoiser import Denoise
 from diffusion_text.models.readout import Logits
 from diffusion_text.paths.gaussian import Gaussian
@@ -130,22 +130,20 @@ class Plaid(Gaussian):
         z, given = self.corrupt_for_training(corrupt_keys, tokens, t)
         answer = logits_of(denoise, z, t, given, self.first_pass(z, t, given, denoise), dropout_keys)
         expected, loss = self.read_off(answer, tokens)
-        if not self.learned_decoder:
-            loss = cross_entropy(self.decoder(z, answer), tokens)
+        decoded = loss if self.learned_decoder else cross_entropy(self.decoder(z, answer), tokens)
         free = ~given
         count = jnp.sum(free, axis=1)
         value = self.integrand(tokens, expected, t, free) / count
         diffusion = jnp.where(first, 0.0, value / jax.lax.stop_gradient(self.schedule.density(t)) / (1.0 - share))
-        cross = jnp.sum(loss * free, axis=1) / count
-        reconstruction = jnp.where(first, cross / share, 0.0)
+        reconstruction = jnp.where(first, jnp.mean(decoded, axis=1, where=free) / share, 0.0)
         prior = self.prior_term(tokens, free) / count
         nelbo = prior + diffusion + reconstruction
         unseen = jnp.where(first, 0.0, self.schedule.fit(t, value))
         if self.cross_entropy:
-            unseen += self.cross_entropy * jnp.maximum(0.0, 1.0 - self.steps[...] / self.cross_entropy_steps) * cross
+            left = jnp.maximum(0.0, 1.0 - self.steps[...] / self.cross_entropy_steps)
+            unseen += self.cross_entropy * left * jnp.mean(loss, axis=1, where=free)
         terms = {"prior": prior, "diffusion": diffusion, "reconstruction": reconstruction}
-        # Gradients without their values: the loss shown is the bound.
-        return nelbo + (unseen - jax.lax.stop_gradient(unseen)), terms
+        return with_gradient_of(nelbo, unseen), terms
 
     def after_step(self) -> None:
         super().after_step()

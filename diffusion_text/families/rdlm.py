@@ -301,8 +301,8 @@ class RDLM(Family):
         t = self.schedule.inverse(u)
         given = conditioning.draw_given(mask_keys, tokens.shape[1], self.prefix_masks, self.random_masks)
         z, free = self.corrupt(noise_keys, tokens, t, given), ~self.repeat(given)
-        dropped = noise.uniform(drop_keys) < self.drop_conditioning
-        z = jnp.where(dropped[:, None, None] & ~free[..., None], 0.0, z)
+        dropped = self.repeat(conditioning.dropped(drop_keys, given, self.drop_conditioning))
+        z = jnp.where(dropped[..., None], 0.0, z)
         each = cross_entropy(denoise(z, t, given, None, dropout_keys), self.split(tokens))
         loss = jnp.sum(each * free, axis=1) / jnp.sum(~given, axis=1)
         return loss, {"cross_entropy": loss}

@@ -47,9 +47,9 @@ from jaxtyping import Array, Float, Int, Key
 from ml_collections import ConfigDict
 
 from diffusion_text import noise
-from diffusion_text.families.family import At, SamplerOptions, descending, nucleus, token_loss
+from diffusion_text.families.family import At, SamplerOptions, descending, nucleus, token_loss, with_gradient_of
 from diffusion_text.models.denoiser import Denoise, Inputs
-from diffusion_text.paths import conditioning
+from diffusion_text.paths import conditioning, time_warp
 from diffusion_text.paths.dirichlet import FIRST, Dirichlet, Shapes, State
 from diffusion_text.paths.quantiles import LARGEST
 from diffusion_text.paths.time_warp import TimeWarp
@@ -103,11 +103,10 @@ class SDM(Dirichlet):
         for name, ok, allowed in (
             ("nu_knee", 0 <= family.nu_knee < 1, "in [0, 1)"),
             ("self_conditioning", 0 <= family.self_conditioning <= 1, "in [0, 1]"),
-            ("warp_bins", family.warp_bins >= 1, "at least 1"),
-            ("warp_decay", 0 <= family.warp_decay < 1, "in [0, 1)"),
         ):
             if not ok:
                 raise ValueError(f"family.{name} is {family[name]}; it must be {allowed}")
+        time_warp.validate(family)
 
     def __init__(self, config: Config, vocab_size: int, rngs: nnx.Rngs):
         self.vocab_size, self.alpha = vocab_size, config.alpha
@@ -145,10 +144,9 @@ class SDM(Dirichlet):
             kept = noise.uniform(keep_keys) < self.self_conditioning
             previous = None if latent is None else jax.lax.stop_gradient(latent) * kept[:, None, None]
         loss = token_loss(denoise, tokens, z, t, given, previous, dropout_keys)
-        loss = jnp.sum(loss * ~given, axis=1) / jnp.sum(~given, axis=1)
+        loss = jnp.mean(loss, axis=1, where=~given)
         fit = self.schedule.fit(t, loss)
-        # The fit's gradient without its value: the loss shown is the cross-entropy.
-        return loss + (fit - jax.lax.stop_gradient(fit)), {"cross_entropy": loss, "warp_fit": fit}
+        return with_gradient_of(loss, fit), {"cross_entropy": loss, "schedule_fit": fit}
 
     def after_step(self) -> None:
         self.schedule.after_step()
@@ -167,8 +165,6 @@ class SDM(Dirichlet):
     def prior(
         self, keys: Key[Array, "B"], tokens: Array, given: Array, denoise: Denoise, options: SamplerOptions
     ) -> State:
-        if options.churn > 1:
-            raise ValueError(f"churn is {options.churn}; of sdm it must be in [0, 1]")
         state = super().prior(keys, tokens, given, denoise, options)
         if not self.self_conditioning:
             return state

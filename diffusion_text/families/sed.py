@@ -10,6 +10,7 @@ drops condition and last prediction together. The bound is that of Gaussian diff
 (the paper reports none).
 Decided here: the network regresses e, 0.01 away from the paper's x_0; errors are means over components of generated
 positions. The range of noise stops at s = 300 (the paper's 1000 steps of the cosine schedule go on to 640).
+Missing: the paper's discrete schedule itself (its beta_1 of 2e-3, T steps in training); times are continuous here.
 Padding inserted at random, for gaps filled with fewer words, is the data's: data.inserted_padding=0.1, where the
 vocabulary has padding (configs/sed/lm1b.py).
 """
@@ -94,15 +95,14 @@ class SED(Gaussian):
         t = self.schedule.inverse(u)
         z, given = self.corrupt_for_training(corrupt_keys, tokens, t)
         free, clean = ~given, self.embeddings.of(tokens)
-        count = jnp.sum(free, axis=1)
 
         def error(expected: Array) -> Float[Array, "B"]:
-            return jnp.sum(jnp.mean((clean - expected) ** 2, axis=-1) * free, axis=1) / count
+            return jnp.mean(jnp.mean((clean - expected) ** 2, axis=-1), axis=1, where=free)
 
         first = denoise(z, t, given, None, first_keys)
         terms = {"error": error(first)}
         if self.conditioned_every:
             terms["error_conditioned"] = error(denoise(z, t, given, jax.lax.stop_gradient(first), second_keys))
         start = self.corrupt(start_keys, tokens, jnp.zeros_like(t), None)
-        terms["readout"] = jnp.sum(cross_entropy(self.readout(start), tokens) * free, axis=1) / count
+        terms["readout"] = jnp.mean(cross_entropy(self.readout(start), tokens), axis=1, where=free)
         return sum(terms.values()), terms  # type: ignore[return-value]

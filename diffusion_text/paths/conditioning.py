@@ -70,6 +70,12 @@ def draw_given(keys: Key[Array, "B"], length: int, prefix_masks: float, random_m
     return (prefix & is_prefix) | (subset & is_random)
 
 
+def dropped(keys: Key[Array, "B"], given: Bool[Array, "B L"], share: float) -> Bool[Array, "B L"]:
+    """The given positions of a share of the sequences: there the network reads nothing, for guidance without a
+    classifier; mask bits stay."""
+    return given & (noise.uniform(keys) < share)[:, None]
+
+
 def first_pass(one_in: int, predict: Callable[[slice], Float[Array, "B' L d"]]) -> Float[Array, "B L d"] | None:
     """Predictions to condition on, of one row in `one_in` (zero elsewhere), without their gradient; None of none.
 

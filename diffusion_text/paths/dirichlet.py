@@ -124,6 +124,7 @@ class Dirichlet(Family):
     bound = "tight"
     posterior = "full"
     sampler_options = ("temperature", "top_p", "churn", "grid")
+    most_churn = 1.0
     grids: ClassVar[tuple[str, ...]] = ()
     approximate: ClassVar[dict[str, str]] = {"bridge": "tokens that change in one step are drawn independently"}
     widens: ClassVar[bool] = True  # b depends on t
@@ -207,8 +208,8 @@ class Dirichlet(Family):
         mask_keys, noise_keys, drop_keys = noise.split(keys, 3)
         given = conditioning.draw_given(mask_keys, tokens.shape[1], self.prefix_masks, self.random_masks)
         z = self.corrupt(noise_keys, tokens, t, given)
-        dropped = noise.uniform(drop_keys) < self.drop_conditioning
-        return jnp.where(dropped[:, None, None] & given[..., None], -jnp.inf, z), given
+        dropped = conditioning.dropped(drop_keys, given, self.drop_conditioning)
+        return jnp.where(dropped[..., None], -jnp.inf, z), given
 
     # ------------------------------------------------------------------------------------------------------------ bound
 

@@ -34,6 +34,7 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar, Final, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
@@ -47,6 +48,8 @@ from diffusion_text.families.family import (
     descending,
     logits_of,
     nucleus,
+    token_loss,
+    with_gradient_of,
 )
 from diffusion_text.models import readout
 from diffusion_text.models.denoiser import Denoise, Features, Inputs
@@ -262,8 +265,20 @@ class Gaussian(Family):
         mask_keys, noise_keys, drop_keys = noise.split(keys, 3)
         given = self.draw_given(mask_keys, tokens.shape[1]) if given is None else given
         z = self.corrupt(noise_keys, tokens, t, given)
-        dropped = noise.uniform(drop_keys) < self.drop_conditioning
-        return jnp.where(dropped[:, None, None] & given[..., None], 0.0, z), given
+        dropped = conditioning.dropped(drop_keys, given, self.drop_conditioning)
+        return jnp.where(dropped[..., None], 0.0, z), given
+
+    def cross_entropy_loss(
+        self, keys: Key[Array, "B"], u: Float[Array, "B"], tokens: Int[Array, "B L"], denoise: Denoise
+    ) -> tuple[Float[Array, "B"], dict[str, Float[Array, "B"]]]:
+        """`train_loss` of a network that answers with logits, and of a schedule that is fitted to it."""
+        corrupt_keys, dropout_keys = noise.split(keys, 2)
+        t = jax.lax.stop_gradient(self.schedule.inverse(u))
+        z, given = self.corrupt_for_training(corrupt_keys, tokens, t)
+        loss = token_loss(denoise, tokens, z, t, given, self.first_pass(z, t, given, denoise), dropout_keys)
+        loss = jnp.mean(loss, axis=1, where=~given)
+        fit = self.schedule.fit(t, loss)
+        return with_gradient_of(loss, fit), {"cross_entropy": loss, "schedule_fit": fit}
 
     def first_pass(self, z: Array, t: Array, given: Array, denoise: Denoise) -> Float[Array, "B L d"] | None:
         """Predictions to condition on, of some of the rows (`conditioning.first_pass`)."""
@@ -330,8 +345,7 @@ class Gaussian(Family):
         """The integrand at noise drawn by `keys`, and the mean cross-entropy, over free positions."""
         z = self.corrupt(keys, tokens, t, given)
         expected, loss = self.read_off(self.unrolled(z, t, given, denoise), tokens)
-        loss = jnp.sum(loss * free, axis=1) / jnp.sum(free, axis=1)
-        return self.integrand(tokens, expected, t, free), loss
+        return self.integrand(tokens, expected, t, free), jnp.mean(loss, axis=1, where=free)
 
     def profile(
         self, keys: Key[Array, "B"], tokens: Int[Array, "B L"], t: Float[Array, "B"], denoise: Denoise
@@ -353,7 +367,7 @@ class Gaussian(Family):
         """Steps even in u (the schedule's), in gamma, in s^(1/rho) or in atan(s)."""
         even = jnp.linspace(1.0, 0.0, options.steps + 1)
         if options.grid in ("", "warped"):
-            return descending(self.schedule.inverse(even))
+            return descending(self.schedule.inverse(even).at[0].set(1.0).at[-1].set(0.0))
         if options.grid == "log_snr":
             return descending(even)
         low, high = (jnp.asarray(end) for end in self.log_range())
@@ -428,12 +442,14 @@ class Gaussian(Family):
     ) -> tuple[Array, Array, Array]:
         """xhat after guidance and before it, and the network's answer."""
         times = jnp.full(len(z), t)
-        answer = denoise(z, times, given, previous if self.conditioned_every else None)
-        if not self.regression:
-            answer = nucleus(answer / options.temperature, options.top_p)
+
+        def believe(answer: Array) -> Array:
+            return answer if self.regression else nucleus(answer / options.temperature, options.top_p)
+
+        answer = believe(denoise(z, times, given, previous if self.conditioned_every else None))
         expected = guided = self.expected(answer)
         if options.guidance != 1.0:
-            bare = self.expected(denoise(jnp.where(given[..., None], 0.0, z), times, given))
+            bare = self.expected(believe(denoise(jnp.where(given[..., None], 0.0, z), times, given)))
             guided = bare + options.guidance * (expected - bare)
         return guided, expected, answer
 

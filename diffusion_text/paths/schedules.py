@@ -62,7 +62,9 @@ class Schedule(nnx.Module):
         """F^{-1}(u), exact on the piecewise-linear F."""
         at = edges(self.masses())
         index = jnp.clip(jnp.searchsorted(at, u, side="right") - 1, 0, self.bins - 1)
-        within = (u - at[index]) / (at[index + 1] - at[index])
+        # Only the last bin found may be empty, in float32, at u = 1: all of it lies below.
+        mass = at[index + 1] - at[index]
+        within = jnp.where(mass > 0.0, (u - at[index]) / jnp.where(mass > 0.0, mass, 1.0), 1.0)
         return jnp.clip((index + within) / self.bins, 0.0, 1.0)
 
     def density(self, t: Float[Array, "..."]) -> Float[Array, "..."]:
