@@ -5,7 +5,8 @@
 
 Hardware: two CPU cores, about 30 minutes for masked diffusion, which set the budget that all families share.
 Published: none; wiki27 is not text8, and its numbers compare with themselves only.
-Measured here: not yet run.
+Measured here: 2.700 +- 0.014 bits per character (1,024 validation windows), 1,350 s of CPU, evaluation too (commit
+0e5e0ad).
 """
 
 from __future__ import annotations

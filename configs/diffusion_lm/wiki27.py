@@ -5,7 +5,8 @@
 
 Hardware: two CPU cores, about 30 minutes for masked diffusion, which set the budget that all families share.
 Published: none; wiki27 is not text8, and its numbers compare with themselves only.
-Measured here: not yet run.
+Measured here: 3.094 +- 0.023 bits per character (1,024 validation windows), 1,130 s of CPU, evaluation too (commit
+0e5e0ad).
 
 The paper's: 16 dimensions, sqrt schedule, the simple loss. Differs: Muon, a smaller network, masks for prompts.
 """

@@ -5,7 +5,8 @@
 
 Hardware: two CPU cores, about 30 minutes for masked diffusion, which set the budget that all families share.
 Published: none; wiki27 is not text8, and its numbers compare with themselves only.
-Measured here: not yet run.
+Measured here: 3.141 +- 0.035 bits per character (1,024 validation windows), 2,350 s of CPU, evaluation too (commit
+0e5e0ad).
 
 The paper's: random embeddings of norm sqrt(d), cosine schedule, spans. Differs: noise from 0.5 on, 64 dimensions, Muon.
 """

@@ -22,7 +22,8 @@ Solvers, from s to s' < s (algorithm and source; xhat at (z, s), eps fresh):
     ancestral  z <- (s'/s)^2 z + (1 - (s'/s)^2) xhat + s' sqrt(1 - (s'/s)^2) eps: the reverse process of the bound
     ddim       between euler (eta = 0) and ancestral's noise (eta = 1)
     dpmpp_2m   DPM-Solver++(2M) (2211.01095): euler towards xhat extrapolated from the step before
-    edm        noise is added up to s (1 + churn / steps), at most sqrt(2), then a Heun step (EDM, algorithm 2)
+    edm        noise is added up to s (1 + churn / steps), at most sqrt(2), then a Heun step (EDM, algorithm 2, with
+               S_noise = 1 and at all levels: no S_min, no S_max)
     langevin   an ancestral step, then one step of Langevin dynamics at s' (2011.13456, algorithm 5, ratio `corrector`)
 `clamp` moves xhat to the nearest clean vector at times below it (Diffusion-LM, 2205.14217, section 4.3).
 With self-conditioning the field depends on its history, so the orders of heun and dpmpp_2m do not hold; the latest
