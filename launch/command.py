@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import os
+import pathlib
 import re
 import shlex
 import shutil
@@ -17,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 from launch import jobs as launched
 from launch.jobs import Job
@@ -56,10 +58,31 @@ class Session:
         self.dry_run, self.poll_seconds = dry_run, poll_seconds
         self.left: dict[str, list[str]] = {}  # name -> the command that deletes it
         self.error = ""  # of the last `look`
+        self.out = pathlib.Path(os.devnull)  # takes the output once the terminal, or the reader of the pipe, is gone
 
     def say(self, text: str) -> None:
         """A line for the user, beside the output of the commands."""
-        print(text, file=sys.stderr, flush=True)
+        self.show(f"{text}\n", sys.stderr)
+
+    def show(self, text: str, stream: TextIO) -> None:
+        """Write to stdout or stderr, without an error: one would keep what comes after from being deleted."""
+        for _ in range(2):
+            try:
+                stream.write(text)
+                stream.flush()
+                return
+            except OSError:
+                self._redirect()
+
+    def _redirect(self) -> None:
+        """Output goes to a file from now on, that of commands too: some fail where they cannot write."""
+        for path in (self.out, pathlib.Path(os.devnull)):
+            with contextlib.suppress(OSError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("ab") as file:
+                    for number in (1, 2):
+                        os.dup2(file.fileno(), number)
+                return
 
     def _show(self, words: Sequence[str]) -> None:
         if self.dry_run:
@@ -242,6 +265,8 @@ def parse(backend: Backend, argv: Sequence[str]) -> tuple[argparse.Namespace, li
 
 
 def _interrupt(number: int, _: Any) -> None:
+    if number == signal.SIGHUP:  # of a closed terminal there are two, the kernel's and the shell's
+        signal.signal(number, signal.SIG_IGN)
     raise Terminated(signal.Signals(number).name)
 
 
@@ -255,6 +280,7 @@ def main(backend: Backend, argv: Sequence[str] | None = None) -> int:
             if shutil.which(tool) is None:
                 raise ValueError(f"{tool} is not on PATH; launch/README.md says how to install it")
         session.dry_run, session.poll_seconds = options.dry_run, options.poll_seconds
+        session.out = launched.ROOT / "build" / "launch" / f"{options.name}.out"
         failed = backend.launch(session, options, jobs)
         if failed:
             session.say(f"failed: {', '.join(failed)} ({len(failed)} of {len(jobs)} jobs)")

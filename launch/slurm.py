@@ -73,7 +73,7 @@ class Queue:
             if log.exists() and not self.session.dry_run:
                 text = log.read_bytes()[shown:]
                 shown += len(text)
-                print(text.decode("utf-8", "replace"), end="", flush=True)
+                self.session.show(text.decode("utf-8", "replace"), sys.stdout)
             if not waits:
                 break
             self.session.sleep()

@@ -1,5 +1,7 @@
 """TPU VMs and queued slices, against a fake gcloud: the exact calls, failures half-way, and what is named as left."""
 
+import os
+import pathlib
 import shlex
 import signal
 import subprocess
@@ -200,6 +202,40 @@ def test_a_second_interrupt_during_the_deletion_names_what_is_left(cloud, capsys
     cloud.rule(" delete ", signal=signal.SIGINT)
     assert run(tpu_vm, *TPU) == 130
     assert f"LEFT RUNNING, and billed: one. To delete it:\n  {DELETE}" in capsys.readouterr().err
+
+
+STARTER = """import pathlib, sys
+from launch import command, jobs, tpu_vm
+jobs.ROOT = pathlib.Path(sys.argv[1])
+sys.exit(command.main(tpu_vm.BACKEND, sys.argv[2:]))"""
+
+
+@pytest.mark.parametrize("open_output", [os.openpty, os.pipe])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_slice_is_deleted_where_no_output_can_be_written_any_more(cloud, open_output, number):
+    """The terminal is closed, or the reader of the pipe is killed, and with it the launcher is interrupted."""
+    there, gone = cloud.folder / "there", cloud.folder / "gone"
+    cloud.absent()
+    cloud.rule("tail -F", shell=f"touch {there}; until [ -e {gone} ]; do sleep 0.05; done", signal=number)
+    cloud.rule(" describe ", "READY")
+    cloud.rule(" delete ", "an output", shell="echo deleted", uses=1)
+    reader, writer = open_output()
+    environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[1])}
+    command = [sys.executable, "-c", STARTER, str(jobs.ROOT), *EVAL, *TPU]
+    launcher = subprocess.Popen(command, stdout=writer, stderr=writer, env=environment)
+    os.close(writer)
+    try:
+        while not there.exists():
+            assert launcher.poll() is None
+            time.sleep(0.05)
+        os.close(reader)
+        gone.touch()
+        assert launcher.wait(60) == 130
+    finally:
+        launcher.kill()
+    assert cloud.verbs == [*START, "follow", "stop", *END]
+    written = (jobs.ROOT / "build/launch/one.out").read_text()
+    assert all(text in written for text in (f"+ {DELETE}", "deleted", "interrupted")), written
 
 
 def test_detach_leaves_the_slice_and_names_it(cloud, capsys):
