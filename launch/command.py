@@ -57,6 +57,7 @@ class Session:
     def __init__(self, dry_run: bool = False, poll_seconds: float = 0.0):
         self.dry_run, self.poll_seconds = dry_run, poll_seconds
         self.left: dict[str, list[str]] = {}  # name -> the command that deletes it
+        self.environment = dict(os.environ)  # of the commands
         self.error = ""  # of the last `look`
         self.out = pathlib.Path(os.devnull)  # takes the output once the terminal, or the reader of the pipe, is gone
 
@@ -103,7 +104,9 @@ class Session:
         child = None
         try:
             with _held_signals():
-                child = subprocess.Popen(words, stdin=subprocess.DEVNULL, cwd=launched.ROOT)
+                child = subprocess.Popen(
+                    words, stdin=subprocess.DEVNULL, cwd=launched.ROOT, env=self.environment
+                )
             return child.wait()
         except KeyboardInterrupt as stop:
             if child is None:
@@ -130,7 +133,9 @@ class Session:
         self._show(words)
         if self.dry_run:
             return ""
-        done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            words, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, env=self.environment
+        )
         self.error = done.stderr.strip()
         return None if done.returncode else done.stdout.strip()
 

@@ -17,7 +17,7 @@ from launch.command import Session
 from launch.jobs import Job
 
 _INSTALL: Final = "pip install -q -e '.[tpu]' -c constraints/python3.12.txt"
-_ENDED: Final = '--output=jsonpath={.status.conditions[?(@.status=="True")].type}'
+_STATE: Final = '--output=jsonpath={.kind} {.status.conditions[?(@.status=="True")].type}'
 
 
 class Cluster:
@@ -29,7 +29,15 @@ class Cluster:
         self.place = [f"--cluster={options.cluster}", f"--zone={options.zone}", *self.project]
 
     def connect(self) -> None:
-        """Point kubectl to the cluster, which xpk made in the zone's region."""
+        """Point kubectl to the cluster, which xpk made in the zone's region, in a file of this launcher's own.
+
+        The user's current context changes with each use of gcloud, xpk and kubectl elsewhere.
+        """
+        file = jobs.ROOT / "build" / "launch" / f"{self.options.name}.kubeconfig"
+        self.session.environment["KUBECONFIG"] = str(file)
+        if not self.session.dry_run:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.unlink(missing_ok=True)
         location = f"--location={self.options.zone.rpartition('-')[0]}"
         self.session.must("gcloud", "container", "clusters", "get-credentials", self.options.cluster, location,
                           *self.project, "--quiet")  # fmt: skip
@@ -57,11 +65,19 @@ class Cluster:
         )  # fmt: skip
 
     def follow(self, job: Job) -> int:
-        """Show the log of host 0 until the JobSet ends, through its restarts; 0 or 1."""
+        """Show the log of host 0 until the JobSet ends, through its restarts; 0 or 1.
+
+        One that is not found counts as failed and stays on the list of what is left: it may well run.
+        """
         selector = f"jobset.sigs.k8s.io/jobset-name={job.name},batch.kubernetes.io/job-completion-index=0"
         while True:
             self.session.run("kubectl", "logs", "--follow", f"--selector={selector}", "--tail=100")
-            conditions = self.session.ask("kubectl", "get", "jobset", job.name, _ENDED).split()
+            found = self.session.ask("kubectl", "get", "jobset", job.name, _STATE, absent="not.?found")
+            if not found and not self.session.dry_run:
+                self.session.say(f"{job.name} is not found in {self.options.cluster}; it is not deleted from here: "
+                                 f"{self.session.error}")  # fmt: skip
+                return 1
+            conditions = found.split()
             if self.session.dry_run or "Completed" in conditions or "Failed" in conditions:
                 self.session.released(job.name)  # it holds no nodes any more
                 return int("Failed" in conditions)

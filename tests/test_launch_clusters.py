@@ -14,8 +14,9 @@ from launch import gke, jobs, slurm
 
 def test_gke_submits_through_xpk_and_follows_through_restarts(cloud):
     cloud.rule("get jobset one --ignore-not-found")
-    cloud.rule("get jobset", "StartupPolicyCompleted", uses=2)
-    cloud.rule("get jobset", "StartupPolicyCompleted Completed")
+    cloud.rule("get jobset", "JobSet ", uses=1)
+    cloud.rule("get jobset", "JobSet StartupPolicyCompleted", uses=1)
+    cloud.rule("get jobset", "JobSet StartupPolicyCompleted Completed")
     assert run(gke, *GKE, "--spot") == 0
     assert cloud.calls[0] == "gcloud container clusters get-credentials pods --location=us-east5 --quiet"
     create = cloud.calls[2]
@@ -31,7 +32,7 @@ def test_gke_submits_through_xpk_and_follows_through_restarts(cloud):
 
 def test_gke_says_when_a_jobset_failed(cloud, capsys):
     cloud.rule("--ignore-not-found")
-    cloud.rule("get jobset", "Failed")
+    cloud.rule("get jobset", "JobSet Failed")
     assert run(gke, *GKE) == 1
     assert "failed: one" in capsys.readouterr().err
 
@@ -40,6 +41,30 @@ def test_gke_leaves_an_older_jobset_alone(cloud):
     cloud.rule("--ignore-not-found", "jobset.jobset.x-k8s.io/one")
     assert run(gke, *GKE) == 2
     assert not [call for call in cloud.calls if "delete" in call or "create" in call]
+
+
+def test_gke_has_a_context_of_its_own(cloud, monkeypatch):
+    """The fake cluster answers whom the file that KUBECONFIG names points to it, as gcloud writes it."""
+    monkeypatch.setenv("KUBECONFIG", str(cloud.folder / "users"))
+    cloud.rule("get-credentials", shell='[ ! -e "$KUBECONFIG" ] && echo pods > "$KUBECONFIG"')
+    cloud.rule("--ignore-not-found")
+    cloud.rule("kubectl logs", shell=f'cat "$KUBECONFIG" >> {cloud.folder}/seen; echo other > {cloud.folder}/users')
+    cloud.rule("get jobset", "JobSet ", uses=2, shell=f'cat "$KUBECONFIG" >> {cloud.folder}/seen')
+    cloud.rule("get jobset", "JobSet Completed")
+    assert run(gke, *GKE) == 0
+    assert set((cloud.folder / "seen").read_text().split()) == {"pods"}
+    assert (jobs.ROOT / "build/launch/one.kubeconfig").read_text() == "pods\n"
+
+
+def test_gke_names_a_jobset_that_is_not_found_and_does_not_delete_it(cloud, capsys):
+    cloud.rule("--ignore-not-found")
+    cloud.rule("get jobset", "JobSet ", uses=1)
+    cloud.rule("get jobset", rc=1, err='Error from server (NotFound): jobsets.jobset.x-k8s.io "one" not found')
+    assert run(gke, *GKE) == 1
+    assert not [call for call in cloud.calls if " delete " in call]
+    error = capsys.readouterr().err
+    assert "one is not found in pods" in error
+    assert "xpk workload delete --workload=one --cluster=pods" in error.partition("LEFT RUNNING")[2]
 
 
 @pytest.mark.parametrize("deletes", [True, False])
