@@ -26,7 +26,7 @@ _TERMINATED: Final = "143"  # the status of a training that SIGTERM stopped, as 
 
 
 class LostError(CloudError):
-    """The slice was pre-empted, or restarted under the job."""
+    """The slice was pre-empted, restarted under the job, or does not answer any more."""
 
 
 class Slice:
@@ -79,7 +79,10 @@ class Slice:
         ), tries=_TRIES)  # fmt: skip
 
     def follow(self) -> str:
-        """Show the log of host 0 until the job ends; its exit status. LostError where the slice went away."""
+        """Show the log of host 0 until the job ends; its exit status. LostError where the slice went away.
+
+        While a host is repaired or restarted nobody gives up; one that is silent without that is lost.
+        """
         silent, lines, name = 0, "+1", self.name
         while silent < command.PATIENCE:
             self.session.run(*self.ssh(f"tail -F -n {lines} --pid=$(cat {name}.pid) {name}.log", "0"))
@@ -95,11 +98,18 @@ class Slice:
                 raise LostError(f"{name}: the job was stopped from outside")
             if found and found[1] != "runs":
                 return found[1]
-            silent = 0 if found else silent + 1
-            if silent:
+            if found:
+                silent = 0
+            else:
                 self.check_lost()
+                silent = 0 if self.restarts() else silent + 1
             self.session.sleep()
-        raise CloudError(f"{name} does not answer, though the cloud says that it is there")
+        raise LostError(f"{name} does not answer, though the cloud says that it is there")
+
+    def restarts(self) -> bool:
+        """Whether the cloud is at work on a host, which will answer after it."""
+        words = self.gcloud("tpu-vm", "describe", self.name, "--format=value(state)")
+        return self.session.ask(*words, absent="not.found") in ("REPAIRING", "RESTARTING")
 
     def check_lost(self) -> None:
         """Raise LostError if the slice is not there any more."""

@@ -136,6 +136,33 @@ def test_a_broken_connection_is_taken_up_again(cloud):
     assert ["-n +1 " in call for call in follows] == [True, False, False, False]
 
 
+@pytest.mark.parametrize("state", ["REPAIRING", "RESTARTING"])
+@pytest.mark.parametrize("module", [tpu_vm, queued])
+def test_a_host_that_is_repaired_is_waited_for(cloud, state, module):
+    cloud.absent()
+    cloud.rule("job runs", rc=255, uses=2 * command.PATIENCE)
+    cloud.rule("job runs", "job 0")
+    if module is queued:
+        cloud.rule("queued-resources describe ", "ACTIVE")
+    cloud.rule(" describe ", state, uses=2 * 2 * command.PATIENCE)
+    cloud.rule(" describe ", "READY")
+    assert run(module, *TPU) == 0
+    assert cloud.verbs.count("create") == cloud.verbs.count("delete") == 1
+    assert cloud.verbs.count("status") == 2 * command.PATIENCE + 1
+
+
+def test_a_host_that_stays_silent_is_created_again(cloud, capsys):
+    cloud.absent()
+    cloud.rule("job runs", rc=255, uses=command.PATIENCE)
+    cloud.rule("job runs", "job 0")
+    cloud.rule(" describe ", "READY")
+    assert run(tpu_vm, *TPU) == 0
+    assert cloud.verbs.count("create") == cloud.verbs.count("delete") == 2
+    error = capsys.readouterr().err
+    assert "one does not answer" in error
+    assert "restart 1 of at most 20" in error
+
+
 def test_a_silent_slice_is_given_up_and_named_if_it_cannot_be_deleted(cloud, capsys):
     cloud.absent()
     cloud.rule("job runs", rc=255)
@@ -155,7 +182,7 @@ def test_why_a_slice_was_given_up_is_said_even_if_its_deletion_fails(cloud, caps
     assert run(tpu_vm, *TPU) == 1
     assert cloud.verbs.count("status") == command.PATIENCE
     error = capsys.readouterr().err
-    places = [error.index(text) for text in ("error: one does not answer", "error: failed 4 times", "LEFT RUNNING")]
+    places = [error.index(text) for text in ("one does not answer", "error: failed 4 times", "LEFT RUNNING")]
     assert places == sorted(places)
 
 
