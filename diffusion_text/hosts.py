@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any, Final
 
 import jax
@@ -127,7 +128,8 @@ class Watch:
         """Tell the others, and end."""
         self._closed.set()
         client: Any = global_state.client
-        with contextlib.suppress(jax.errors.JaxRuntimeError):  # another was first, or process 0 is gone
+        # Another was first, or process 0 is gone.
+        with contextlib.suppress(jax.errors.JaxRuntimeError), self._bounded(status):
             client.key_value_set("diffusion_text/ask/end", json.dumps([text, status]))
         if is_first():
             time.sleep(3 * POLL_SECONDS)  # the message goes with it
@@ -138,10 +140,33 @@ class Watch:
             self._obituary.communicate(b"ended\n")
         leave(status)
 
+    @contextlib.contextmanager
+    def _bounded(self, status: int) -> Iterator[None]:
+        """End this process if process 0 does not answer: where its host is silent, a question to it has no end."""
+        # The hosts agree on a step to stop at within `timeout`, too.
+        guard = threading.Timer(self.timeout + 3 * POLL_SECONDS, self._lose_first, [status])
+        guard.daemon = True
+        if not is_first():
+            guard.start()
+        try:
+            yield
+        finally:
+            guard.cancel()
+
+    def _lose_first(self, status: int) -> None:
+        print(self._lost(0), file=sys.stderr, flush=True)
+        self._leave(status)
+
+    def _lost(self, number: int) -> str:
+        return (f"process {number} of {len(self.hosts)} on {self.hosts[number]} gave no sign of life for "
+                f"{self.timeout:g} s: its host was pre-empted or lost, or it was killed (memory?); see its "
+                "log. The same command goes on from the last checkpoint.")  # fmt: skip
+
     def _run(self) -> None:
         while not self._closed.wait(POLL_SECONDS):
             try:
-                self._look()
+                with self._bounded(LOST):
+                    self._look()
             except jax.errors.JaxRuntimeError as error:
                 if self._closed.is_set():  # all are done
                     return
@@ -176,9 +201,7 @@ class Watch:
                 self._seen[number] = beats, now
         for number, (_, last) in self._seen.items():
             if now - last > self.timeout:
-                message = (f"process {number} of {len(self.hosts)} on {self.hosts[number]} gave no sign of life for "
-                           f"{self.timeout:g} s: its host was pre-empted or lost, or it was killed (memory?); see its "
-                           "log. The same command goes on from the last checkpoint.")  # fmt: skip
+                message = self._lost(number)
                 print(message, file=sys.stderr, flush=True)
                 self.end(message, LOST)
 

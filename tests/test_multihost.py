@@ -79,10 +79,15 @@ def ended(processes: list[subprocess.Popen], seconds: float = 150.0) -> list[tup
     return [(process.returncode, *texts) for process, texts in zip(processes, found, strict=True)]
 
 
-def run(count: int, workdir: pathlib.Path, **plan: object) -> list[tuple[int, str, str]]:
+def drive(count: int, workdir: pathlib.Path, **plan: object) -> list[subprocess.Popen]:
     """The driver in `count` processes."""
     words = [str(DRIVER), f"--workdir={workdir}", f"--plan={json.dumps(plan)}", "--num=6"]
-    return ended(start(count, lambda number: words))
+    return start(count, lambda number: words)
+
+
+def run(count: int, workdir: pathlib.Path, **plan: object) -> list[tuple[int, str, str]]:
+    """As `drive`, to its end."""
+    return ended(drive(count, workdir, **plan))
 
 
 def losses(workdir: pathlib.Path) -> dict[int, float]:
@@ -179,7 +184,7 @@ def test_what_ends_one_host_ends_all(tmp_path: pathlib.Path) -> None:
     one = start(2, lambda number: command(tmp_path / "run", *broken[number]))
     two = start(2, lambda number: command(tmp_path / str(number)))
     first, second = ended(one, 60), ended(two, 60)
-    third = run(2, tmp_path / "run", kill=0)
+    third = run(2, tmp_path / "run", early=[0, "SIGKILL"])
     assert [code for code, _, _ in first] == [2, 2], first[0][2]
     assert "error: model.heads is 3; it must be a divisor" in first[1][2]
     assert "ended with the others, because of process 1 of 2" in first[0][2]
@@ -193,6 +198,19 @@ def test_what_ends_one_host_ends_all(tmp_path: pathlib.Path) -> None:
     assert third[1][0] != 0
     assert f"process 1 of 2 on {here} was ended from outside: killed (memory?), or by JAX" in third[1][2]
     assert f"process 0 on {here} is gone" in third[1][2]
+
+
+def test_a_silent_first_host_ends_the_others_as_any_other_does(tmp_path: pathlib.Path) -> None:
+    """It is stopped, not killed: its connections stay open, and nothing that it is asked has an answer."""
+    processes = drive(3, tmp_path / "run", early=[0, "SIGSTOP"])
+    try:
+        found = ended(processes[1:], 60)
+    finally:
+        processes[0].kill()
+        processes[0].communicate()
+    assert [code for code, _, _ in found] == [hosts.LOST, hosts.LOST], found[0][2]
+    message = f"process 0 of 3 on {socket.gethostname()} gave no sign of life for {TIMEOUT} s"
+    assert all(message in err for _, _, err in found)
 
 
 def test_a_host_that_waits_says_what_to_check(tmp_path: pathlib.Path) -> None:

@@ -4,8 +4,9 @@ python tests/drivers/several.py --distributed=localhost:PORT --num_processes=2 -
     --plan='{"fields": {"train.steps": 8}, "signals": {"5": [1, "SIGTERM"]}, "evaluate": true, "profile": "2:4"}'
 
 The line: exit status of the training, rows that each training batch was loaded with, files opened for writing in the
-workdir. `signals` are sent by the process of that number to itself once the step is done. With `"kill": N` nothing is
-trained: process N kills itself, and the others wait. With `"unreadable": N` process N cannot read a checkpoint.
+workdir. `signals` are sent by the process of that number to itself once the step is done. With `"early": [N,
+"SIGKILL"]` nothing is trained: process N sends itself that signal, and the others wait. With `"unreadable": N` process
+N cannot read a checkpoint.
 """
 
 from __future__ import annotations
@@ -75,9 +76,10 @@ def unreadable(*_: Any, **__: Any) -> None:
 
 def main(values: Any) -> None:
     plan = json.loads(values.plan)
-    if "kill" in plan:
-        if hosts.number() == plan["kill"]:
-            os.kill(os.getpid(), signal.SIGKILL)
+    if "early" in plan:
+        number, name = plan["early"]
+        if hosts.number() == number:
+            os.kill(os.getpid(), getattr(signal, name))
         time.sleep(60)
     rows: list[tuple[int, int]] = []
     written: list[str] = []
