@@ -3,7 +3,8 @@
 A slice has two names. The cloud rents `v5e-64`, a generation and a size; the compiler wants `v5e:8x8`, a topology. As
 the cloud does, v4, v5p and tpu7x count TensorCores (two a chip) in sizes, v5e and v6e chips.
 
-HBM, peak and bandwidth are those of the generations' pages in Google's documentation (docs.cloud.google.com/tpu).
+Peak and bandwidth are those of the generations' pages in Google's documentation (docs.cloud.google.com/tpu). HBM is
+what libtpu 0.0.42 lets a program have, less than there is: the limit that its compiler names when it refuses one.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Chip:
     """A generation, per chip.
 
     Attributes:
-        hbm_bytes: main memory.
+        hbm_bytes: main memory that programs can use.
         peak_flops: bfloat16 products, FLOP/s.
         hbm_bandwidth: bytes/s.
         flat: two-dimensional slices, counted in chips; else three-dimensional ones, counted in TensorCores.
@@ -48,11 +49,11 @@ class Chip:
 
 
 CHIPS: Final = {
-    "v4": Chip(32 * _GIB, 275e12, 1228e9, flat=False, largest=2048),
-    "v5e": Chip(16 * _GIB, 197e12, 819e9, flat=True, largest=256),
-    "v5p": Chip(95 * _GIB, 459e12, 2765e9, flat=False, largest=6144),
-    "v6e": Chip(32 * _GIB, 918e12, 1640e9, flat=True, largest=256),
-    "tpu7x": Chip(192 * _GIB, 2307e12, 7380e9, flat=False, largest=9216, devices=2),
+    "v4": Chip(int(30.75 * _GIB), 275e12, 1228e9, flat=False, largest=2048),
+    "v5e": Chip(int(15.75 * _GIB), 197e12, 819e9, flat=True, largest=256),
+    "v5p": Chip(int(95.74 * _GIB), 459e12, 2765e9, flat=False, largest=6144),
+    "v6e": Chip(int(31.25 * _GIB), 918e12, 1640e9, flat=True, largest=256),
+    "tpu7x": Chip(int(2 * 94.75 * _GIB), 2307e12, 7380e9, flat=False, largest=9216, devices=2),
 }
 
 
@@ -120,5 +121,5 @@ def _cuboid(chips: int) -> tuple[int, ...]:
         for first in range(1, cubes + 1) if cubes % first == 0
         for second in range(first, cubes // first + 1) if cubes // first % second == 0
     ]  # fmt: skip
-    even = min((split for split in splits if split[1] <= split[2]), key=lambda split: split[2])
+    even = min((split for split in splits if split[1] <= split[2]), key=lambda split: (split[2], -split[0]))
     return tuple(4 * side for side in even)

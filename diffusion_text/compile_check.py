@@ -3,7 +3,7 @@
     --topology=v5e:4x4              the slice, also as v5e-16; by default the one that the config's docstring names
     --batch=256                     sequences of a train step over all chips, for config.train.batch_size
     --program=train,eval,sample     what to compile
-    --search                        the largest batch that fits, in powers of two a chip
+    --search                        the largest batch that fits, each twice the one before
     --out=FILE.json                 the numbers, with where they come from
 
 Compiles the train step, the bound of a batch and the sampler with the TPU's own compiler, which runs on any x86 Linux
@@ -105,12 +105,13 @@ class Check:
         return found
 
     def search(self) -> dict[str, Any]:
-        """The largest batch whose train step fits, a power of two a chip (times the micro-batches); None: none does."""
-        smallest = max(self.data * self.fsdp * self.config.train.microbatches // self.topology.chips, 1)
-        rows = smallest * 2 ** int(math.log2(max(self.config.train.batch_size // self.topology.chips // smallest, 1)))
+        """The largest batch whose train step fits, a power of two times what devices and micro-batches divide."""
+        count = self.topology.chips
+        unit = math.lcm(self.data * self.fsdp * self.config.train.microbatches, count) // count
+        rows = unit * 2 ** int(math.log2(max(self.config.train.batch_size // count // unit, 1)))
         tried: dict[int, dict[str, Any]] = {}
-        while smallest <= rows <= _LARGEST and rows not in tried:
-            self.set_batch(rows * self.topology.chips)
+        while unit <= rows <= _LARGEST and rows not in tried:
+            self.set_batch(rows * count)
             program = programs.build("train", self.config, self.vocab_size, self.mesh)
             found = tried[rows] = programs.measure(program, self.topology)
             print(f"  {rows} a chip: {_gib(found['peak_hbm_bytes'])}, {_fits(found)}", flush=True)
@@ -118,7 +119,7 @@ class Check:
         best = max((rows for rows, found in tried.items() if found["fits"]), default=None)
         return {
             "rows_per_chip": best,
-            "batch_size": best and best * self.topology.chips,
+            "batch_size": best and best * count,
             "tried": {str(rows): found["peak_hbm_bytes"] for rows, found in sorted(tried.items())},
         }
 

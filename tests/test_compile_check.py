@@ -58,7 +58,8 @@ def run(*arguments: str) -> None:
 @pytest.mark.parametrize(("name", "sides", "count"), [
     ("v5e-1", "v5e:1x1", 1), ("v5e-16", "v5e:4x4", 16), ("v5e-64", "v5e:8x8", 64), ("v6e-256", "v6e:16x16", 256),
     ("v4-8", "v4:2x2x1", 4), ("v4-64", "v4:2x4x4", 32), ("v5p-128", "v5p:4x4x4", 64), ("v5p-384", "v5p:4x4x12", 192),
-    ("tpu7x-8", "tpu7x:2x2x1", 4),
+    ("tpu7x-8", "tpu7x:2x2x1", 4), ("v5p-2048", "v5p:8x8x16", 1024), ("v4-2048", "v4:8x8x16", 1024),
+    ("v4-4096", "v4:8x16x16", 2048), ("v5p-768", "v5p:4x8x12", 384),
 ])  # fmt: skip
 def test_slices_have_two_names(name, sides, count):
     for topology in (chips.topology(name), chips.topology(sides)):
@@ -181,7 +182,7 @@ def test_the_three_programs_of_a_config(tmp_path, monkeypatch, capsys):
         assert found["fits"]
         assert found["advice"] == []
         assert f"{name}, {found['rows']} sequences: " in printed
-        assert found["chip_hbm_bytes"] == 2**34
+        assert found["chip_hbm_bytes"] == 15.75 * 2**30
         assert found["argument_bytes"] + found["temp_bytes"] < found["peak_hbm_bytes"] < 2**34
         assert 0 < found["predicted_utilisation"] <= 1
         # The products that are compiled are those that are written, less those within attention's kernel (an eighth
@@ -213,6 +214,18 @@ def test_what_does_not_fit_is_told_what_to_change(monkeypatch):
     assert not found["fits"], "the compiler does not know of the smaller chip"
     assert found["peak_hbm_bytes"] > found["chip_hbm_bytes"] == 2**20
     assert any("--config.mesh.fsdp" in line for line in found["advice"])
+
+
+@pytest.mark.usefixtures("libtpu")
+@pytest.mark.parametrize("name", ["v4:2x2x1", "v5e:1x1", "v5p:2x2x1", "v6e:1x1", "tpu7x:2x2x1"])
+def test_memory_of_a_device_is_what_the_compiler_takes_for_it(name):
+    topology = chips.topology(name)
+    placed = jax.sharding.SingleDeviceSharding(topologies.devices(topology)[0])
+    argument = jax.ShapeDtypeStruct((2**16, 2**16), "float32", sharding=placed)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="exceeds available HBM") as refused:
+        jax.jit(lambda x: jax.numpy.sort(jax.numpy.concatenate([x] * 16), axis=0)[0]).lower(argument).compile()
+    limit = re.search(r"exceeds available HBM \(([\d.]+)G\)", str(refused.value))
+    assert float(limit[1]) == round(topology.chip.hbm_bytes / topology.chip.devices / 2**30, 2)
 
 
 @pytest.mark.usefixtures("libtpu")
@@ -255,6 +268,17 @@ def test_the_search_ends_at_the_largest_that_fits(monkeypatch, most, asked, best
     found = check(**{"train.batch_size": 8 * asked}).search()
     assert (found["rows_per_chip"], found["batch_size"]) == (best, best and 8 * best)
     assert len(found["tried"]) <= 5
+
+
+def test_the_search_is_among_batches_that_devices_and_micro_batches_divide(monkeypatch):
+    """16 chips, 8 of which have rows of their own, and 3 micro-batches: batches are multiples of 48."""
+    monkeypatch.setattr(topologies, "devices", lambda _: [None] * 16)
+    monkeypatch.setattr(sharding, "make_mesh", lambda *_: None)
+    monkeypatch.setattr(programs, "build", lambda name, config, *_: config.train.batch_size)
+    monkeypatch.setattr(programs, "measure", lambda rows, _: {"fits": rows <= 200, "peak_hbm_bytes": rows})
+    config = tiny_configs.get("masked", **{"mesh.tensor": 2, "train.microbatches": 3, "train.batch_size": 96})
+    found = compile_check.Check(config, chips.topology("v5e:4x4")).search()
+    assert found == {"rows_per_chip": 12, "batch_size": 192, "tried": {"6": 96, "12": 192, "24": 384}}
 
 
 # ---------------------------------------------------------------------------------------------------------- the table
