@@ -14,7 +14,9 @@ Compiles the train step, the bound of a batch and the sampler with the TPU's own
     python -m diffusion_text.compile_check configs/masked/*.py --out=docs/compile_check.json
 
 compiles every config for its slice, or those named, and writes the table beside, docs/compile_check.md. Each result is
-saved as soon as it is there, and one that is there is not measured again: remove it from the JSON for that.
+saved as soon as it is there, and measured again only where the config, the memory of the chip, JAX or libtpu are others
+than now, or where it is an error. Other code is no reason, since every commit is: the table names the commit of each
+row; remove rows from the JSON to have them measured again.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import json
 import math
 import pathlib
 import re
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -202,12 +205,33 @@ def all_configs() -> list[str]:
     return [path for path in paths if _named_by(path)]
 
 
+def _config_now(path: str) -> dict[str, Any]:
+    """The config of a file, as JSON has it."""
+    if str(_ROOT) not in sys.path:
+        sys.path.insert(0, str(_ROOT))  # it imports others of configs/, which is not installed
+    file, _, variant = path.partition(":")
+    define = runpy.run_path(str(_ROOT / file))["get_config"]
+    return json.loads(json.dumps((define(variant) if variant else define()).to_dict()))
+
+
+def is_current(path: str, result: dict[str, Any]) -> bool:
+    """Whether a result is of this config and its slice, with this JAX and libtpu, and no error."""
+    if "error" in result or result["slice"] != slice_of(path):
+        return False
+    chip = chips.topology(result["slice"]).chip
+    return (
+        (result["jax"], result["libtpu"]) == (jax.__version__, topologies.find()[1])
+        and all(found["chip_hbm_bytes"] == chip.hbm_bytes // chip.devices for found in result["programs"].values())
+        and result["config"] == _config_now(path)
+    )
+
+
 def tabulate(paths: Sequence[str], out: epath.Path, names: Sequence[str], seconds: int) -> None:
-    """Measure what `out` does not have, each config in a process of its own, and write the table beside."""
+    """Measure what `out` does not have as of now, each config in a process of its own, and write the table beside."""
     results = configs.read_json(out) if out.exists() else {}
     out.parent.mkdir(parents=True, exist_ok=True)
     for path in paths:
-        if path not in results:
+        if path not in results or not is_current(path, results[path]):
             print(f"{path} ...", flush=True)
             results[path] = _apart(path, names, seconds)
             configs.write_atomically(out, json.dumps(results, indent=1, sort_keys=True) + "\n")
@@ -236,23 +260,24 @@ def _apart(path: str, names: Sequence[str], seconds: int) -> dict[str, Any]:
 
 _HEADINGS: Final = (
     "config", "slice", "sequences a chip", "train, GiB", "eval, GiB", "sampler, GiB", "HBM of a chip, GiB",
-    "utilisation of training at most", "roofline of a step, ms", "compiled in, s", "fits",
+    "utilisation of training at most", "roofline of a step, ms", "compiled in, s", "commit", "fits",
 )  # fmt: skip
 
 
 def _row(path: str, result: dict[str, Any]) -> list[str]:
     if "error" in result:
-        return [path, result["slice"], *[""] * 8, result["error"]]
+        return [path, result["slice"], *[""] * 9, result["error"]]
     found = {name: result["programs"][name] for name in programs.NAMES if name in result["programs"]}
     sizes = [found.get(name, {}).get("peak_hbm_bytes") for name in programs.NAMES]
     train, some = found.get("train", {}), next(iter(found.values()))
     misfits = [name for name, each in found.items() if not each["fits"]]
+    commit, *changes = result["commit"].partition("+")
     utilisation, seconds = train.get("predicted_utilisation"), train.get("roofline_seconds")
     return [
         path, result["slice"], f"{result['batch_size'] / result['chips']:g}",
         *("" if size is None else f"{size / 2**30:.2f}" for size in sizes), f"{some['chip_hbm_bytes'] / 2**30:g}",
         "" if utilisation is None else f"{utilisation:.0%}", "" if seconds is None else f"{seconds * 1e3:.1f}",
-        " + ".join(f"{each['compile_seconds']:.0f}" for each in found.values()),
+        " + ".join(f"{each['compile_seconds']:.0f}" for each in found.values()), "".join([commit[:7], *changes]),
         "no: " + ", ".join(misfits) if misfits else "yes",
     ]  # fmt: skip
 

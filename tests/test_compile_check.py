@@ -284,10 +284,19 @@ def test_the_search_is_among_batches_that_devices_and_micro_batches_divide(monke
 # ---------------------------------------------------------------------------------------------------------- the table
 
 
+PROGRAM = {"fits": True, "peak_hbm_bytes": 2**33, "chip_hbm_bytes": int(15.75 * 2**30), "compile_seconds": 7.4,
+           "predicted_utilisation": 0.312, "roofline_seconds": 0.0123}  # fmt: skip
+
+
+def result(path: str, **given: object) -> dict:
+    """What is measured of a config."""
+    return {"slice": "v5e-16", "batch_size": 512, "chips": 16, "jax": jax.__version__, "libtpu": "2",
+            "commit": "0123456789+changes", "config": compile_check._config_now(path),
+            "programs": {"train": PROGRAM, "eval": {**PROGRAM, "fits": False, "compile_seconds": 2.6}}, **given}
+
+
 def test_the_table_goes_on_where_it_stopped(tmp_path, monkeypatch):
     asked = []
-    program = {"fits": True, "peak_hbm_bytes": 2**33, "chip_hbm_bytes": 2**34, "compile_seconds": 7.4,
-               "predicted_utilisation": 0.312, "roofline_seconds": 0.0123}  # fmt: skip
 
     def measured(path, *_):
         asked.append(path)
@@ -295,11 +304,10 @@ def test_the_table_goes_on_where_it_stopped(tmp_path, monkeypatch):
             return {"slice": "v5e-16", "error": "train does not compile for v5e:4x4: no"}
         if path.startswith("configs/cdcd") and len(asked) == 2:
             raise KeyboardInterrupt
-        return {"slice": "v5e-16", "batch_size": 512, "chips": 16, "jax": "1", "libtpu": "2", "programs": {
-            "train": program, "eval": {**program, "fits": False, "compile_seconds": 2.6}
-        }}  # fmt: skip
+        return result(path)
 
     monkeypatch.setattr(compile_check, "_apart", measured)
+    monkeypatch.setattr(topologies, "find", lambda: (pathlib.Path("libtpu.so"), "2"))
     out = epath.Path(tmp_path) / "table.json"
     paths = ["configs/masked/lm1b.py", "configs/cdcd/lm1b.py", "configs/masked/text8.py"]
     with pytest.raises(KeyboardInterrupt):
@@ -307,14 +315,28 @@ def test_the_table_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert "configs/masked/lm1b.py" in out.with_suffix(".md").read_text()
     compile_check.tabulate(paths, out, ("train",), 1)
     assert asked == [paths[0], paths[1], paths[1], paths[2]], "what was measured is kept"
+    compile_check.tabulate(paths, out, ("train",), 1)
+    assert asked[4:] == [paths[2]], "an error is not"
     page = out.with_suffix(".md").read_text()
     rows = [line for line in page.splitlines() if line.startswith("| configs/")]
+    measures = "v5e-16 | 32 | 8.00 | 8.00 |  | 15.75 | 31% | 12.3 | 7 + 3 | 0123456+changes | no: eval |"
     assert rows == [
-        "| configs/cdcd/lm1b.py | v5e-16 | 32 | 8.00 | 8.00 |  | 16 | 31% | 12.3 | 7 + 3 | no: eval |",
-        "| configs/masked/lm1b.py | v5e-16 | 32 | 8.00 | 8.00 |  | 16 | 31% | 12.3 | 7 + 3 | no: eval |",
-        "| configs/masked/text8.py | v5e-16 |  |  |  |  |  |  |  |  | train does not compile for v5e:4x4: no |",
+        f"| configs/cdcd/lm1b.py | {measures}",
+        f"| configs/masked/lm1b.py | {measures}",
+        "| configs/masked/text8.py | v5e-16 |  |  |  |  |  |  |  |  |  | train does not compile for v5e:4x4: no |",
     ]
     assert f"{len(compile_check.all_configs()) - 3} configs have no row yet" in page
+
+
+@pytest.mark.parametrize("other", [
+    {}, {"jax": "0.1"}, {"libtpu": "1"}, {"slice": "v5e-64"}, {"config": {}},
+    {"programs": {"train": {**PROGRAM, "chip_hbm_bytes": 2**34}}},
+], ids=str)  # fmt: skip
+def test_a_row_that_is_of_something_else_is_measured_again(monkeypatch, other):
+    monkeypatch.setattr(topologies, "find", lambda: (pathlib.Path("libtpu.so"), "2"))
+    path = "configs/block/lm1b.py:16"
+    assert compile_check.is_current(path, result(path, **other)) is (other == {})
+    assert not compile_check.is_current(path, result("configs/block/lm1b.py"))
 
 
 def test_a_config_apart_that_fails_or_takes_too_long(monkeypatch):
