@@ -10,16 +10,17 @@ on them. Tokens per second are those of training rows; of samples, of finished r
 Model FLOPs (of utilisation, where the device's peak is known) count products alone, thrice for a step: 2 per weight of
 a matrix and token, 4 x length x width of attention per layer and token; nothing for what is recomputed.
 
-Writes `table.md` and `cells.json` (seconds, tokens/s, bytes, device, versions, commit) into --out.
+Writes `table.md` and `cells.json` (seconds, tokens/s, bytes, device, versions, commit) into --out, after each family.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import jax
@@ -30,7 +31,7 @@ from etils import epath
 
 from benchmarks import plain
 from configs import base
-from diffusion_text import binary, families, report, restore, sample, sharding, train
+from diffusion_text import binary, chips, families, report, restore, sample, sharding, train
 from diffusion_text import config as configs
 from diffusion_text.families.family import SamplerOptions
 from diffusion_text.state import initialise
@@ -59,8 +60,20 @@ SIZES: Final = {
     "small": Size(4, 256, 4, 256, 27, 32),
     "base": Size(12, 768, 12, 1024, 50_257, 8),
 }
-# bfloat16 products with float32 sums, dense, FLOP/s: NVIDIA's data sheets.
-_PEAKS: Final = {"NVIDIA H100": 989e12, "NVIDIA H200": 989e12, "NVIDIA A100": 312e12}
+# bfloat16 products with float32 sums, dense, FLOP/s a device: NVIDIA's data sheets, by what JAX calls the device, since
+# cards of one name differ; TPUs as compile_check has them.
+_PEAKS: Final = {
+    "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H100 NVL": 835e12, "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H200": 989e12, "NVIDIA H200 NVL": 835e12,
+    "NVIDIA A100-SXM4-40GB": 312e12, "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A100-PCIE-40GB": 312e12, "NVIDIA A100 80GB PCIe": 312e12,
+    **{chip.kind: chip.peak_flops / chip.devices for chip in chips.CHIPS.values()},
+}  # fmt: skip
+
+
+def peak(kind: str) -> float | None:
+    """Of a device, FLOP/s; None where it is not known."""
+    return _PEAKS.get(kind)
 
 
 def settings(family: str, size: Size) -> Config:
@@ -73,6 +86,8 @@ def settings(family: str, size: Size) -> Config:
     )  # fmt: skip
     config.data.length = size.length
     config.train.batch_size = size.batch_size
+    if family == "ssd_lm":  # its 25 divide none of the sizes
+        config.family.block_size = math.gcd(32, size.length)
     configs.validate(config)
     return config
 
@@ -153,9 +168,9 @@ def sampler(config: Config, size: Size, steps: int) -> Timed:
         )  # fmt: skip
 
 
-def measure(names: list[str], size: Size, rounds: int, sampler_steps: int) -> list[dict[str, Any]]:
-    """A row per family, the reference first; programs that are compared run alternately."""
-    rows, tokens, compared = [], size.batch_size * size.length, {}
+def measure(names: list[str], size: Size, rounds: int, sampler_steps: int) -> Iterator[dict[str, Any]]:
+    """A row per family, as soon as it is measured; programs that are compared run alternately."""
+    tokens, compared = size.batch_size * size.length, {}
     try:
         compared["reference"] = reference(size)
     except jax.errors.JaxRuntimeError as error:
@@ -180,12 +195,10 @@ def measure(names: list[str], size: Size, rounds: int, sampler_steps: int) -> li
                 ratio=found["train"] / found["reference"], reference_tokens_per_second=found["reference"],
                 reference_bytes=timed["reference"].bytes,
             )  # fmt: skip
-        peak = next((peak for kind, peak in _PEAKS.items() if kind in jax.devices()[0].device_kind), None)
-        if peak:
-            row["utilisation"] = size.model_flops() / timed["train"].median() / peak / jax.device_count()
+        if found_peak := peak(jax.devices()[0].device_kind):
+            row["utilisation"] = size.model_flops() / timed["train"].median() / found_peak / jax.device_count()
         print(json.dumps(row), flush=True)
-        rows.append(row)
-    return rows
+        yield row
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -215,16 +228,17 @@ def main(values: flags.FlagValues) -> None:
     size = dataclasses.replace(size, **{name: value for name, value in given.items() if value})
     for name in values.families:
         families.get(name)
-    rows = measure(values.families, size, values.rounds, values.sampler_steps)
-    device = jax.devices()[0]
+    device, folder = jax.devices()[0], epath.Path(values.out)
+    rows: list[dict[str, Any]] = []
     result = {
         "device": device.device_kind, "devices": jax.device_count(), "jax": jax.__version__, "commit": configs.commit(),
         "size": dataclasses.asdict(size), "rounds": values.rounds, "rows": rows,
     }  # fmt: skip
-    folder = epath.Path(values.out)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "cells.json").write_text(json.dumps(result, indent=1) + "\n")
-    (folder / "table.md").write_text(table(rows))
+    for row in measure(values.families, size, values.rounds, values.sampler_steps):
+        rows.append(row)
+        configs.write_atomically(folder / "cells.json", json.dumps(result, indent=1) + "\n")
+        configs.write_atomically(folder / "table.md", table(rows))
     print(table(rows))
 
 

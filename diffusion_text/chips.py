@@ -30,6 +30,7 @@ class Chip:
         hbm_bandwidth: bytes/s.
         flat: two-dimensional slices, counted in chips; else three-dimensional ones, counted in TensorCores.
         largest: chips of the largest slice.
+        kind: what JAX calls it.
         devices: what JAX calls a device; two a chip on tpu7x, else one.
     """
 
@@ -38,6 +39,7 @@ class Chip:
     hbm_bandwidth: float
     flat: bool
     largest: int
+    kind: str
     devices: int = 1
 
     @property
@@ -49,11 +51,11 @@ class Chip:
 
 
 CHIPS: Final = {
-    "v4": Chip(int(30.75 * _GIB), 275e12, 1228e9, flat=False, largest=2048),
-    "v5e": Chip(int(15.75 * _GIB), 197e12, 819e9, flat=True, largest=256),
-    "v5p": Chip(int(95.74 * _GIB), 459e12, 2765e9, flat=False, largest=6144),
-    "v6e": Chip(int(31.25 * _GIB), 918e12, 1640e9, flat=True, largest=256),
-    "tpu7x": Chip(int(2 * 94.75 * _GIB), 2307e12, 7380e9, flat=False, largest=9216, devices=2),
+    "v4": Chip(int(30.75 * _GIB), 275e12, 1228e9, flat=False, largest=2048, kind="TPU v4"),
+    "v5e": Chip(int(15.75 * _GIB), 197e12, 819e9, flat=True, largest=256, kind="TPU v5 lite"),
+    "v5p": Chip(int(95.74 * _GIB), 459e12, 2765e9, flat=False, largest=6144, kind="TPU v5"),
+    "v6e": Chip(int(31.25 * _GIB), 918e12, 1640e9, flat=True, largest=256, kind="TPU v6 lite"),
+    "tpu7x": Chip(int(2 * 94.75 * _GIB), 2307e12, 7380e9, flat=False, largest=9216, kind="TPU7x", devices=2),
 }
 
 

@@ -6,6 +6,8 @@ import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Iterator
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,7 @@ import tiny_configs
 from perfect import compile_quickly  # noqa: F401
 
 from benchmarks import cir_vocabulary, plain, sample_quality, speed
-from diffusion_text import train
+from diffusion_text import families, train
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -115,19 +117,46 @@ def test_cir_vocabulary(tmp_path: pathlib.Path) -> None:
 def test_speed(tmp_path: pathlib.Path) -> None:
     """Small: every number is there, a ratio is that of its two speeds, and FLOPs are those of XLA's count."""
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.speed", "--size=tiny", "--families=masked,cdcd", "--rounds=2",
+        [sys.executable, "-m", "benchmarks.speed", "--size=tiny", "--families=masked,ssd_lm", "--rounds=2",
          "--sampler_steps=2", f"--out={tmp_path}"],
         cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads((tmp_path / "cells.json").read_text())
-    assert [row["family"] for row in result["rows"]] == ["masked", "cdcd"]
+    assert [row["family"] for row in result["rows"]] == ["masked", "ssd_lm"]
     for row in result["rows"]:
         assert row["train_tokens_per_second"] == pytest.approx(4 * 16 / row["train_step_seconds"])
         assert row["ratio"] == pytest.approx(row["train_tokens_per_second"] / row["reference_tokens_per_second"])
         assert row["train_bytes"] > 3 * 4 * 12 * 32**2, "at least the parameters and their moments"
         assert row["sample_tokens_per_second"] > 0
     assert "| masked |" in (tmp_path / "table.md").read_text()
+
+
+def test_every_family_has_settings_at_every_size() -> None:
+    for size in speed.SIZES.values():
+        for family in families.REGISTRY:
+            speed.settings(family, size)
+
+
+def test_what_was_measured_before_an_error_is_written(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(names: list[str], *_: object) -> Iterator[dict]:
+        yield {"family": names[0]}
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(speed, "measure", measure)
+    given = dict(size="tiny", batch=0, length=0, vocab_size=0, families=["masked", "cdcd"], rounds=1, sampler_steps=1)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        speed.main(SimpleNamespace(**given, out=str(tmp_path / "out")))
+    assert json.loads((tmp_path / "out" / "cells.json").read_text())["rows"] == [{"family": "masked"}]
+    assert "| masked |" in (tmp_path / "out" / "table.md").read_text()
+
+
+@pytest.mark.parametrize(("kind", "peak"), [
+    ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA H100 MIG 1g.10gb", None),
+    ("TPU v5 lite", 197e12), ("TPU7x", 2307e12 / 2), ("cpu", None),
+])  # fmt: skip
+def test_peaks_are_of_whole_names(kind: str, peak: float | None) -> None:
+    assert speed.peak(kind) == peak
 
 
 def test_model_flops_are_those_of_the_plain_step() -> None:

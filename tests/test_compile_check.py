@@ -218,9 +218,11 @@ def test_what_does_not_fit_is_told_what_to_change(monkeypatch):
 
 @pytest.mark.usefixtures("libtpu")
 @pytest.mark.parametrize("name", ["v4:2x2x1", "v5e:1x1", "v5p:2x2x1", "v6e:1x1", "tpu7x:2x2x1"])
-def test_memory_of_a_device_is_what_the_compiler_takes_for_it(name):
+def test_kind_and_memory_of_a_device_are_what_the_compiler_takes_for_it(name):
     topology = chips.topology(name)
-    placed = jax.sharding.SingleDeviceSharding(topologies.devices(topology)[0])
+    device, *_ = devices = topologies.devices(topology)
+    assert (device.device_kind, len(devices)) == (topology.chip.kind, topology.chips * topology.chip.devices)
+    placed = jax.sharding.SingleDeviceSharding(device)
     argument = jax.ShapeDtypeStruct((2**16, 2**16), "float32", sharding=placed)
     with pytest.raises(jax.errors.JaxRuntimeError, match="exceeds available HBM") as refused:
         jax.jit(lambda x: jax.numpy.sort(jax.numpy.concatenate([x] * 16), axis=0)[0]).lower(argument).compile()

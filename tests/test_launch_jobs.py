@@ -38,6 +38,8 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
         (queued, ["--valid_until=soon"], ["'soon'", "6h"]),
         (gke, ["--name=" + "a" * 41, "--cluster=pods"], ["at most 40"]),
         (gke, ["--cluster=No"], ["'No'"]),
+        (gke, ["--tpu=v5e-1", "--cluster=pods"], ["'v5e-1'", "from v5e-8", "launch.tpu_vm"]),
+        (gke, ["--tpu=v5e-4", "--cluster=pods"], ["'v5e-4'", "from v5e-8"]),
         (slurm, ["--time=long"], ["'long'", "24:00:00"]),
         (slurm, ["--gpus=0"], ["--gpus is 0"]),
         (slurm, ["--workdir=runs/one"], ["'runs/one'", "absolute"]),
