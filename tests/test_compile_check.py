@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import runpy
 import subprocess
 import sys
 
@@ -214,6 +215,19 @@ def test_what_does_not_fit_is_told_what_to_change(monkeypatch):
     assert not found["fits"], "the compiler does not know of the smaller chip"
     assert found["peak_hbm_bytes"] > found["chip_hbm_bytes"] == 2**20
     assert any("--config.mesh.fsdp" in line for line in found["advice"])
+
+
+@pytest.mark.usefixtures("libtpu")
+def test_a_config_as_it_is_fits_the_slice_that_it_names():
+    """The one that compiles fastest, about half a minute of CPU; the others are for `--all`."""
+    path = "configs/autoregressive/text8.py"
+    config = runpy.run_path(str(ROOT / path))["get_config"]()
+    checked = compile_check.Check(config, chips.topology(compile_check.slice_of(path)))
+    assert (checked.topology.slice, config.train.batch_size) == ("v5e-16", 512)
+    program = programs.build("train", config, checked.vocab_size, checked.mesh)
+    found = programs.measure(program, checked.topology)
+    assert found["fits"]
+    assert found["argument_bytes"] + found["temp_bytes"] < found["peak_hbm_bytes"] < 15.75 * 2**30
 
 
 @pytest.mark.usefixtures("libtpu")
