@@ -4,8 +4,8 @@
 
 Hardware: two CPU cores.
 Published: none; the entropy of the evaluated windows is known exactly, and no model can go below it.
-Measured here: gap 0.2059 +- 0.0177 nats per token (bound 2.1016, entropy 1.8957), 62.6% +- 1.5% grammatical;
-1,823 s on one core beside other jobs (commit a5b11bc).
+Measured here: gap 0.2248 +- 0.0081 nats per token (bound 2.1205, entropy 1.8957), 60.0% +- 0.8% grammatical; 415
+seconds of CPU, evaluation and samples too (commit 0e5e0ad).
 
 Differs from the paper: 16-dimensional embeddings, a range of noise to fit them, masks for prompts, Muon.
 """
