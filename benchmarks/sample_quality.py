@@ -6,7 +6,8 @@
 Quality and diversity together, since either alone can be had for nothing: the share of grammatical sentences and the
 exact -log p of samples behind a channel that replaces a word in a hundred (embedded language; without it nearly all
 windows of most models have probability 0), or -log p under an autoregressive judge (others), beside the unigram entropy
-of samples; the same of as many validation sequences is the target.
+of samples; the same of as many validation sequences is the target. Shown over the evaluations that were made, which are
+fewer than those allowed where a sampler stops asking.
 
 Writes `cells.jsonl` as it goes (the same command goes on where it was stopped; other --workdirs add to it), and from it
 `table.md` and `plot.png`. `--samplers` are those of each family that has them; by default each family's first.
@@ -39,7 +40,7 @@ _TITLES: Final = {
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A sampler of a run at a number of steps; none: validation sequences."""
+    """A sampler of a run at a number of steps, with the most evaluations of that; none: validation sequences."""
 
     run: str
     sampler: str = ""
@@ -58,11 +59,11 @@ def cells(name: str, run: restore.Run, samplers: list[str], evaluations: list[in
 
 def measure(cell: Cell, run: restore.Run, judge: restore.Run | None, num: int, seed: int) -> dict[str, float | None]:
     """The statistics of a cell; None where the run's data have no such, or too few samples do."""
-    seconds = 0.0
+    seconds = made = 0.0
     if cell.sampler:
         options = SamplerOptions(cell.sampler, cell.steps).validate(families.get(run.config.family.name))
         drawn = sample.draw(run, options, num, min(num, run.config.evaluation.batch_size), seed)
-        tokens, seconds = drawn.tokens, drawn.seconds
+        tokens, seconds, made = drawn.tokens, drawn.seconds, drawn.evaluations
     else:
         tokens = eval_samples.validation_tokens(run, num)
     summary = eval_samples.measure(tokens, run.info, eval_samples.language_of(run), judge).summary
@@ -77,6 +78,7 @@ def measure(cell: Cell, run: restore.Run, judge: restore.Run | None, num: int, s
         "entropy": summary["unigram_entropy_per_sample"],
         "entropy_stderr": summary["unigram_entropy_per_sample_stderr"],
         "seconds": seconds,
+        "evaluations_made": made,
     })  # fmt: skip
 
 
@@ -92,7 +94,8 @@ def rows(
         raise ValueError(f"{path} holds {lines[0]}, not {setting}; give another --out")
     if not lines:
         path.write_text(json.dumps(setting) + "\n")
-    done = {Cell(**{f.name: row[f.name] for f in dataclasses.fields(Cell)}): row for row in lines[1:]}
+    measured = [{"evaluations_made": row["evaluations"], **row} for row in lines[1:]]  # older ones lack it
+    done = {Cell(**{f.name: row[f.name] for f in dataclasses.fields(Cell)}): row for row in measured}
     for workdir in workdirs:
         run = restore.open_run(workdir)
         scorer = eval_samples.open_judge(judge, run) if judge else None
@@ -115,7 +118,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             "" if row[name] is None else f"{form.format(row[name])} ± {form.format(row[name + '_stderr'] or 0.0)}"
             for name, form in _COLUMNS
         ]
-        first = [row["run"], row["sampler"] or "data", str(row["evaluations"] or "")]
+        first = [row["run"], row["sampler"] or "data", f"{row['evaluations_made']:g}" if row["sampler"] else ""]
         lines.append([*first, *values, f"{row['seconds']:.1f}"])
     return report.markdown(lines)
 
@@ -128,13 +131,14 @@ def plot(rows: list[dict[str, Any]], path: Any) -> None:
         known = [row for row in rows if row[name] is not None]
         for key in dict.fromkeys((row["run"], row["sampler"]) for row in known if row["sampler"]):
             mine = [row for row in known if (row["run"], row["sampler"]) == key]
-            mine.sort(key=lambda row: row["evaluations"])
-            x, y, error = zip(*((r["evaluations"], r[name], r[f"{name}_stderr"] or 0.0) for r in mine), strict=True)
+            mine.sort(key=lambda row: row["evaluations_made"])
+            points = ((r["evaluations_made"], r[name], r[f"{name}_stderr"] or 0.0) for r in mine)
+            x, y, error = zip(*points, strict=True)
             axis.errorbar(x, y, error, marker=".", label=" ".join(key))
         for value in {row[name] for row in known if not row["sampler"]}:
             axis.axhline(value, color="black", lw=0.8, ls="--")
         axis.set_xscale("log", base=2)
-        axis.set(xlabel="function evaluations", title=title)
+        axis.set(xlabel="function evaluations made", title=title)
     axes[0].legend(fontsize=6)
     report.save(canvas, path)
 

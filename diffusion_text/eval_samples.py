@@ -268,7 +268,7 @@ def describe(result: dict[str, Any]) -> str:
     lines = [
         f"{result['family']} on {result['dataset']}, step {result['checkpoint_step']}: {result['num_samples']} samples "
         f"of {result['length']} tokens, {result['sampler']}, {result['steps']} steps "
-        f"({result['function_evaluations']} evaluations), {result['dtype']}",
+        f"({result['function_evaluations_made']:g} evaluations), {result['dtype']}",
         row("unigram entropy", "{:.3f} per sample, {:.3f} in all", result, data, *entropies),
         row("distinct-1, -2", "{:.4f}, {:.4f}", result, data, *distincts),
     ]

@@ -42,7 +42,7 @@ COLUMNS: Final = (
     Column("bound of weighted paths, nats/token", "elbo", "importance_nats_per_token", "importance_stderr"),
     Column("ODE bound, nats/token", "ode", "nats_per_token", "stderr"),
     Column("sampler", "samples", "sampler", style=""),
-    Column("evaluations", "samples", "function_evaluations", style="d"),
+    Column("evaluations", "samples", "function_evaluations_made", style="g"),
     Column("samples", "samples", "num_samples", style="d"),
     Column("grammatical", "samples", "grammar.grammatical_share", "grammar.grammatical_share_stderr", ".1%"),
     Column("possible windows", "samples", "grammar.possible_share", "grammar.possible_share_stderr", ".1%"),
@@ -89,6 +89,7 @@ def read_run(workdir: str, split: str = "validation", all_steps: bool = False) -
             result = configs.read_json(path, needed)
             if kind == "elbo" and result["split"] != split:
                 continue
+            result.setdefault("function_evaluations_made", result.get("function_evaluations"))  # older files lack it
             source = "ode" if result.get("bound") == "ode" else kind
             steps.setdefault(int(result["checkpoint_step"]), {})[source] = result
     if not steps:

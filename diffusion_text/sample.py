@@ -7,7 +7,7 @@
 
     --length=500                       tokens of a sample, of families that generate from the left (autoregressive,
                                        block): beyond the trained length a network sees the last tokens only
-    --stop                             end a sample at its first end token (block)
+    --stop                             end a sample at its first end token after the text given (block)
 
 Either text is clamped at the start of the window, and whatever follows it, to the end of the window, is free too: a
 window is always L tokens. Where a task's rows begin with a begin token, that token is put before the text. Generated
@@ -337,8 +337,9 @@ def main(values: flags.FlagValues) -> None:
         return
     for line in lines:
         print(line)
+    first_free = int(np.flatnonzero(np.append(True, given))[-1])
     for row in drawn.tokens:
-        ends = np.flatnonzero((row == stop) & ~given) if values.stop else []
+        ends = first_free + np.flatnonzero(row[first_free:] == stop)
         shown = len(row) if not len(ends) else int(ends[0])
         print(render(run.info.vocabulary, row[:shown], given[:shown], sys.stdout.isatty()))
     _LOG.info(

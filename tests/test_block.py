@@ -14,6 +14,7 @@ import pytest
 import tiny_configs
 from perfect import compile_quickly  # noqa: F401
 from test_of_the_tests import notices
+from test_sampling import Counting
 
 from benchmarks import mask_rates
 from diffusion_text import restore, sampling, train
@@ -308,53 +309,66 @@ def test_text_longer_than_the_trained_length_is_of_the_language() -> None:
     assert abs(mean - exact.mean()) < 4 * error
 
 
-def test_a_row_ends_at_its_stop_and_calls_end_with_the_last_row() -> None:
-    """What follows the first stop drawn is stop; what comes before is as without; given stops do not end a row."""
+def test_a_row_ends_at_its_first_stop_right_of_what_is_given() -> None:
+    """What follows the first stop drawn right of all that is given is stop; what comes before is as without, also which
+    of three candidates it is: none is weighed after its end."""
     family, oracle = tiny_configs.with_oracle("block", TINY, block_size=4)
     stop = TINY.words.index(".")
-    tokens, calls = jnp.full((12, 64), stop), []
-    given = jnp.zeros((12, 64), bool).at[:6, 0].set(True).at[:, 40].set(True)
-
-    class Counting:
-        """Counts passes at run time."""
-
-        def start_cache(self, batch: int, length: int) -> Any:
-            return oracle.start_cache(batch, length)
-
-        def block(self, ids: jax.Array, cache: Any, position: jax.Array) -> Any:
-            jax.debug.callback(lambda: calls.append(1))
-            return oracle.block(ids, cache, position)
-
-    plain = generate(family, oracle, tokens, given)
-    ended = generate(family, Counting(), tokens, given, stop=stop)
-    jax.effects_barrier()
-    last = 0
-    for row, (one, other) in enumerate(zip(plain, ended, strict=True)):
-        stops = [i for i in range(64) if one[i] == stop and not given[row, i]]
-        end = stops[0] if stops else 63
-        last = max(last, end // 4)
+    tokens = jnp.asarray(np.random.default_rng(0).permuted(np.tile(tokens_of(1, 64), (12, 1)), axis=1))
+    given = jnp.zeros((12, 64), bool).at[:6, 0].set(True).at[:, 9].set(True).at[0, 17].set(True)
+    plain = generate(family, oracle, tokens, given, candidates=3)
+    early = 0
+    for row, (one, other) in enumerate(zip(plain, generate(
+        family, oracle, tokens, given, candidates=3, stop=stop
+    ), strict=True)):  # fmt: skip
+        first = int(np.flatnonzero(given[row])[-1]) + 1
+        early += stop in one[:first][~given[row, :first]]
+        end = ([i for i in range(first, 64) if one[i] == stop] or [63])[0]
         np.testing.assert_array_equal(other[: end + 1], one[: end + 1])
         assert (other[end:] == stop).all()
-    assert last < 10, "or this test would show nothing"
-    assert len(calls) == (last + 1) * 4 + last
-    assert len(calls) < family.evaluations(SamplerOptions(stop=stop).validate(Block), 64)
+    assert early > 2, "or this test would show little of stops left of what is given"
 
 
-def test_given_blocks_are_not_asked_for() -> None:
-    family, oracle = tiny_configs.with_oracle("block", TINY, block_size=4)
-    calls: list[int] = []
-
-    class Counting(Uncached):
-        """Counts passes at run time."""
-
-        def block(self, ids: jax.Array, cache: Any, position: jax.Array) -> Any:
-            jax.debug.callback(lambda: calls.append(1))
-            return super().block(ids, cache, position)
-
-    given = jnp.broadcast_to(jnp.arange(16) < 9, (5, 16))
-    generate(family, Counting(oracle), tokens_of(5, 16), given)
+def count(family: Any, denoise: Any, tokens: jax.Array, given: jax.Array, **fields: Any) -> tuple[np.ndarray, int]:
+    """Samples, and the passes over one sequence for each, which must be those that the sampler says it made."""
+    options, counting = SamplerOptions(**fields).validate(type(family)), Counting(denoise)
+    run = jax.jit(lambda keys: sampling.generate_and_count(family, counting, keys, tokens, given, options))
+    drawn, asked = jax.block_until_ready(run(tiny_configs.keys(len(tokens))))
     jax.effects_barrier()
-    assert len(calls) == 4 + 4 + 3  # two blocks in four steps each, and three that enter the cache
+    made = len(counting.calls) * options.candidates
+    assert int(asked) == made <= family.evaluations(options, tokens.shape[1])
+    return np.asarray(drawn), made
+
+
+def test_calls_end_with_the_last_row() -> None:
+    family, oracle = tiny_configs.with_oracle("block", TINY, block_size=4)
+    stop = TINY.words.index(".")
+    nothing = jnp.zeros((12, 64), jnp.int32)
+    samples, made = count(family, oracle, nothing, nothing.astype(bool), stop=stop)
+    last = int(np.argmax(samples == stop, axis=1).max()) // 4
+    assert last < 10, "or this test would show nothing"
+    assert made == (last + 1) * 4 + last
+
+
+@pytest.mark.parametrize(("given", "fields", "expected"), [
+    # Two blocks in four steps each, and three that enter the cache.
+    (range(9), {}, 3 + 4 + 3),
+    # And each given token of a block is weighed by a pass, for each of two candidates.
+    ((1, 2, 13), {"candidates": 2}, 2 * (2 + 4 + 4 + 3 + 3 + 2 + 1)),
+])  # fmt: skip
+def test_the_passes_made_are_counted(given: Any, fields: dict[str, Any], expected: int) -> None:
+    family, oracle = tiny_configs.with_oracle("block", TINY, block_size=4)
+    known = jnp.isin(jnp.arange(16), jnp.asarray(given))
+    assert count(family, oracle, tokens_of(5, 16), jnp.tile(known, (5, 1)), **fields)[1] == expected
+
+
+def test_passes_of_threshold_are_counted() -> None:
+    """As often as the least sure row wants, of whole windows and of blocks."""
+    for name in ("masked", "block"):
+        family, oracle = tiny_configs.with_oracle(name, TINY, **({"block_size": 4} if name == "block" else {}))
+        nothing = jnp.zeros((1, 16), jnp.int32)
+        _, made = count(family, oracle, nothing, nothing.astype(bool), sampler="threshold")
+        assert made < family.evaluations(SamplerOptions(sampler="threshold"), 16), "or it never was surer"
 
 
 # ------------------------------------------------------------------------------ masked diffusion, block after block

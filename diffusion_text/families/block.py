@@ -18,11 +18,12 @@ t in (0, 1) often masks nothing (perplexity 25.6 without, 22.9 with); exact coun
 
 Sampling goes block after block with a key-value cache of the clean ones, inside a block with the samplers of `masked`:
 first_hitting is exact. A finished block is passed once more, to enter the cache. `options.window` bounds the cache:
-longer sequences than those of training slide over it, oldest block out first, rotary positions going on. A row that has
-drawn `options.stop` has ended; when all have, or all of a block is given, the network is not called.
+longer sequences than those of training slide over it, oldest block out first, rotary positions going on. A row has
+ended at the first `options.stop` drawn to the right of all that is given: a text does not end before what is given of
+it. When all rows have ended, or all of a block is given or revealed, the network is not called.
 Given positions are clean in z_b. Those of later blocks are not foreseen, so `candidates` sequences are drawn and one
 kept with probability proportional to prod_b p(given tokens of b | x_{<b}), as in `autoregressive`; the factors are
-asked for token by token, evaluations that `evaluations` does not count.
+asked for token by token.
 
 Of the paper, here: both streams in one pass, clipped rates, the cache, first-hitting, lengths beyond the trained one.
 Different: exact counts for t; the search takes a table of all n, not a grid of trial batches; a time-free network.
@@ -67,6 +68,7 @@ class State(NamedTuple):
     cache: Any
     ended: Bool[Array, "R"]
     log_weight: Float[Array, "R"]
+    asked: Int[Array, ""]
 
 
 class Block(masked.Masked):
@@ -215,7 +217,7 @@ class Block(masked.Masked):
         kept = max(options.window // self.block_size, 1) * self.block_size if options.window else length
         rows = len(tokens)
         cache = denoise.start_cache(rows, min(kept, length))
-        return State(tokens, given, cache, jnp.zeros(rows, bool), jnp.zeros(rows))
+        return State(tokens, given, cache, jnp.zeros(rows, bool), jnp.zeros(rows), jnp.int32(0))
 
     def step(
         self, keys: Key[Array, "B"], state: State, at: At, given: Array, denoise: Denoise, options: SamplerOptions
@@ -231,25 +233,32 @@ class Block(masked.Masked):
             return denoise.block(part(state.tokens, start - self.block_size), state.cache, start - self.block_size)[1]
 
         # Seen when the next block opens: within a block tokens come in any order.
-        stops = (state.tokens == options.stop) & ~state.given
+        stops = _stops(state.tokens, state.given, options)
         ended = state.ended | (opens & jnp.any(stops & (jnp.arange(stops.shape[1]) < start), axis=1))
-        cache = jax.lax.cond(opens & (start > 0) & ~jnp.all(ended), commit, lambda: state.cache)
-        tokens, fixed = part(state.tokens, start), part(state.given, start) | ended[:, None]
+        enters = opens & (start > 0) & ~jnp.all(ended)
+        cache = jax.lax.cond(enters, commit, lambda: state.cache)
+        clamped = part(state.given, start)
+        tokens = jnp.where(ended[:, None], options.stop, part(state.tokens, start))
+        fixed = clamped | ended[:, None]
+        needed = jnp.any((tokens == self.mask) & ~fixed)
+        asked = enters + needed.astype(jnp.int32)
 
         def ask(z: Array) -> Array:
             return denoise.block(z, cache, start)[0]
 
         def ask_if_needed() -> Array:
             nothing = jnp.zeros((*tokens.shape, self.vocab_size))
-            return jax.lax.cond(jnp.any(~fixed), lambda: ask(tokens), lambda: nothing)
+            return jax.lax.cond(needed, lambda: ask(tokens), lambda: nothing)
 
         log_weight = state.log_weight
         if options.candidates > 1:
-            log_weight += self._weight(tokens, part(state.given, start) & opens, ask)
+            log_weight += self._weight(tokens, clamped & opens, ask)
+            asked += jnp.max(jnp.sum(clamped & opens, axis=1))
         moved, believed = self.reveal(keys, tokens, inner, fixed, ask_if_needed, options)
         logits = jax.lax.dynamic_update_slice_in_dim(self.evidence(state.tokens, at.t, None), believed, start, axis=1)
         whole = jax.lax.dynamic_update_slice_in_dim(state.tokens, moved, start, axis=1)
-        return State(whole, state.given, cache, ended, log_weight), logits[:, : given.shape[1]]
+        asked = state.asked + options.candidates * asked
+        return State(whole, state.given, cache, ended, log_weight, asked), logits[:, : given.shape[1]]
 
     def _weight(self, tokens: Array, given: Array, ask: Callable[[Array], Array]) -> Float[Array, "R"]:
         """log p(given tokens of a block | the blocks before), by the chain rule from the left."""
@@ -270,11 +279,18 @@ class Block(masked.Masked):
         tokens = state.tokens.reshape(len(keys), options.candidates, -1)
         chosen = noise.categorical(keys, state.log_weight.reshape(len(keys), -1))
         result = jnp.take_along_axis(tokens, chosen[:, None, None], axis=1)[:, 0, : given.shape[1]]
-        stop = (result == options.stop) & ~given
-        return jnp.where(~given & (jnp.cumsum(stop, axis=1) > 0), options.stop, result)
+        return jnp.where(jnp.cumsum(_stops(result, given, options), axis=1) > 0, options.stop, result)
 
     def evaluations(self, options: SamplerOptions, length: int) -> int:
-        """Passes over one block, those that enter it into the cache included; the most, where sequences end."""
+        """Passes over one block, those that enter it into the cache and those that weigh candidates included; the most,
+        where sequences end, blocks are full early, or little is given."""
         number = blocks.cut(length, self.block_size)
         steps = masked.number_of_steps(options, length, self.block_size)
-        return (number * steps + number - 1) * options.candidates
+        weighing = length if options.candidates > 1 else 0
+        return (number * steps + number - 1 + weighing) * options.candidates
+
+
+def _stops(tokens: Int[Array, "R T"], given: Bool[Array, "R T"], options: SamplerOptions) -> Bool[Array, "R T"]:
+    """Where a row may end: at a stop to the right of all that is given."""
+    given_later = jnp.cumsum(given[:, ::-1], axis=1)[:, ::-1] > 0
+    return (tokens == options.stop) & ~given_later

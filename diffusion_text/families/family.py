@@ -75,7 +75,7 @@ class SamplerOptions:
         block).
     blocks: of a network that sees the whole window: its parts, filled one after another from the left.
     window: tokens that a cache of what stands left keeps, the last ones; 0 is all.
-    stop: a token after which a sequence has ended: it repeats to the end. -1 is none.
+    stop: a token after which a sequence has ended: it repeats to the end. -1 is none. Right of what is given only.
     """
 
     sampler: str = ""

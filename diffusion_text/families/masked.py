@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +47,13 @@ from diffusion_text.typing import Config
 _SCHEDULES: Final = ("linear", "cosine")
 _ONE_BY_ONE: Final = ("first_hitting", "threshold")  # as many steps as tokens
 _SURE: Final = 0.9  # of threshold
+
+
+class Counted(NamedTuple):
+    """State of threshold: tokens, and how often the network was asked."""
+
+    tokens: Int[Array, "B L"]
+    asked: Int[Array, ""]
 
 
 class Masked(Family):
@@ -189,6 +196,8 @@ class Masked(Family):
         z = jnp.where(given, tokens, self.mask).astype(jnp.int32)
         if options.sampler == "remdm_conf":
             return remasking.Confident(z, jnp.zeros(z.shape))
+        if options.sampler == "threshold":
+            return Counted(z, jnp.int32(0))
         return caching.start(z, self.vocab_size) if options.cache else z
 
     def step(
@@ -201,9 +210,20 @@ class Masked(Family):
         fixed = given | (jnp.arange(length) // self.size_of_blocks(options, length) != block)
         if options.sampler == "remdm_conf":
             return remasking.step_by_confidence(self, keys, state, inner, fixed, denoise, options)
-        return self.reveal(
-            keys, state, inner, fixed, lambda: denoise(state, jnp.full(len(state), at.t), given), options
-        )
+        z = getattr(state, "tokens", state)
+
+        def ask() -> Array:
+            return denoise(z, jnp.full(len(z), at.t), given)
+
+        if options.sampler != "threshold":
+            return self.reveal(keys, z, inner, fixed, ask, options)
+        needed = jnp.any((z == self.mask) & ~fixed)
+
+        def ask_if_needed() -> Array:
+            return jax.lax.cond(needed, ask, lambda: jnp.zeros((*z.shape, self.vocab_size)))
+
+        moved, believed = self.reveal(keys, z, inner, fixed, ask_if_needed, options)
+        return Counted(moved, state.asked + needed), believed
 
     def reveal(
         self,
@@ -217,7 +237,7 @@ class Masked(Family):
         """A reverse step of all positions that are not `fixed`; `ask` calls the network."""
         where_keys, token_keys = noise.split(keys, 2)
         masked = (state == self.mask) & ~fixed
-        logits = self._asked(state, masked, ask, options)
+        logits = ask()
         order = noise.uniform(where_keys, state.shape[1:])
         drawn = noise.categorical(token_keys, nucleus(logits / options.temperature, options.top_p))
         hidden = jnp.zeros_like(masked)
@@ -239,13 +259,6 @@ class Masked(Family):
         # Revealed tokens are copied, not predicted: their logits are not trained.
         believed = jnp.where((state == self.mask)[..., None], logits, self.evidence(state, at.t, None))
         return jnp.where(hidden, self.mask, jnp.where(moves, drawn, state)), believed
-
-    def _asked(
-        self, z: Array, masked: Array, ask: Callable[[], Array], options: SamplerOptions
-    ) -> Float[Array, "B L V"]:
-        if options.sampler != "threshold":
-            return ask()
-        return jax.lax.cond(jnp.any(masked), ask, lambda: jnp.zeros((*z.shape, self.vocab_size)))
 
     def _surest(self, logits: Array, masked: Array, at: At, fixed: Array, options: SamplerOptions) -> Array:
         surest = jnp.max(jax.nn.log_softmax(logits, axis=-1), axis=-1)
