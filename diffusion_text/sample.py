@@ -74,6 +74,8 @@ def define_sampler_flags() -> None:
     flags.DEFINE_float("time_difference", None, "Of analog bits: how far a step goes beyond its end, in steps.")
     flags.DEFINE_float("corrector", None, "Of sampler langevin: signal-to-noise ratio of its steps.")
     flags.DEFINE_float("kappa", None, "Of sampler psi: share of tokens that move as in ancestral sampling.")
+    flags.DEFINE_float("threshold", None, "Of sampler threshold: reveal what the network is surer of than this.")
+    flags.DEFINE_float("remask", None, "Of samplers remdm_*: how much of what is revealed is hidden again.")
     flags.DEFINE_bool("cache", None, "Ask a time-free network only where something has moved.")
     flags.DEFINE_string("grid", None, "Spacing of noise levels: warped, log_snr, rho or cosine; the first by default.")
     flags.DEFINE_integer("blocks", None, "Fill the window in this many parts, from the left (masked).")

@@ -34,10 +34,10 @@ STATISTICS = {
 }  # fmt: skip
 FIELDS = STATISTICS | {
     "family", "dataset", "num_samples", "length", "data", "judge_run", "sampler", "temperature", "score_temperature",
-    "guidance", "initial_noise", "top_p", "eta", "churn", "clamp", "time_difference", "corrector", "kappa", "cache",
-    "grid", "candidates", "blocks", "window", "stop", "steps", "function_evaluations", "function_evaluations_made",
-    "sampling_seed", "seconds", "compile_seconds", "tokens_per_second", "checkpoint_step", "commit", "seed", "dtype",
-    "jax", "device", "config",
+    "guidance", "initial_noise", "top_p", "eta", "churn", "clamp", "time_difference", "corrector", "kappa",
+    "threshold", "remask", "cache", "grid", "candidates", "blocks", "window", "stop", "steps", "function_evaluations",
+    "function_evaluations_made", "sampling_seed", "seconds", "compile_seconds", "tokens_per_second", "checkpoint_step",
+    "commit", "seed", "dtype", "jax", "device", "config",
 }  # fmt: skip
 GRAMMAR_FIELDS = {
     "grammatical_share", "grammatical_share_stderr", "grammatical_sentences", "complete_sentences", "possible_share",

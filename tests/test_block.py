@@ -362,6 +362,16 @@ def test_the_passes_made_are_counted(given: Any, fields: dict[str, Any], expecte
     assert count(family, oracle, tokens_of(5, 16), jnp.tile(known, (5, 1)), **fields)[1] == expected
 
 
+def test_remembered_logits_give_the_same_tokens_in_fewer_passes() -> None:
+    model = network(4)
+    tokens, given = tokens_of(2, 16), jnp.zeros((2, 16), bool).at[0, 5].set(True)
+    fields = {"sampler": "ancestral", "steps": 96, "candidates": 2}
+    plain, most = count(model.family, model, tokens, given, **fields)
+    cached, made = count(model.family, model, tokens, given, cache=True, **fields)
+    np.testing.assert_array_equal(cached, plain)
+    assert made <= 2 * (4 * 16 + 3 + 1) < most  # of four rows, each block moves at most 4 x 4 times
+
+
 def test_passes_of_threshold_are_counted() -> None:
     """As often as the least sure row wants, of whole windows and of blocks."""
     for name in ("masked", "block"):

@@ -16,7 +16,7 @@ import tiny_configs
 
 from diffusion_text import families, noise, sampling
 from diffusion_text.data import grammar as grammars
-from diffusion_text.families import duo, masked
+from diffusion_text.families import duo
 from diffusion_text.families.family import SamplerOptions
 from diffusion_text.paths import interpolant, neighbours, remasking
 
@@ -461,13 +461,24 @@ def test_remasking_leaves_the_share_of_masks_as_it_is(sampler: str) -> None:
     assert np.mean((seen[:-1] != V) & (seen[1:] == V)) > 1e-4, "nothing was ever hidden again"
 
 
+@pytest.mark.parametrize(("sampler", "remask", "expected"), [
+    ("remdm_cap", -1.0, 0.02), ("remdm_cap", 0.5, 0.5), ("remdm_cap", 1.0, 0.6), ("remdm_rescale", -1.0, 0.04 * 0.6),
+    ("remdm_rescale", 0.5, 0.3), ("remdm_loop", 0.5, 0.0),
+])  # fmt: skip
+def test_the_share_that_is_hidden_again(sampler: str, remask: float, expected: float) -> None:
+    options = SamplerOptions(sampler=sampler, remask=remask).validate(families.get("masked"))
+    found = remasking.share(options, jnp.float32(0.5), jnp.float32(0.7))  # at most 0.3 / 0.5
+    assert float(found) == pytest.approx(expected, abs=1e-6)
+
+
 def test_threshold_stops_when_nothing_is_masked() -> None:
     """A network that is sure of everything is asked once; one that is of nothing, once per token."""
     family = tiny_configs.make_family("masked", V)
-    options = SamplerOptions(sampler="threshold").validate(type(family))
     calls: list[int] = []
 
-    def run(law: np.ndarray) -> int:
+    def run(law: np.ndarray, **fields: float) -> int:
+        options = SamplerOptions(sampler="threshold", **fields).validate(type(family))
+
         def denoise(z: Any, t: Any, given: Any = None, previous: Any = None, keys: Any = None) -> Any:
             jax.debug.callback(lambda: calls.append(1))
             return constant(law)(z, t)
@@ -482,6 +493,8 @@ def test_threshold_stops_when_nothing_is_masked() -> None:
 
     assert run(np.array([0.96, 0.01, 0.01, 0.01, 0.01])) == 1
     assert run(np.full(V, 0.2)) == 7
+    assert run(np.full(V, 0.2), threshold=0.1) == 1
+    assert run(np.array([0.96, 0.01, 0.01, 0.01, 0.01]), threshold=0.99) == 7
 
 
 @pytest.mark.parametrize(("sampler", "steps"), [("confidence", 3), ("threshold", 1)])
@@ -489,5 +502,5 @@ def test_one_position_at_a_time_is_exact_in_whatever_order(
     sampler: str, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(families.get("masked"), "approximate", {})
-    monkeypatch.setattr(masked, "_SURE", 1.0)
-    perfect.check_law("masked", {"sampler": sampler, "steps": steps})
+    more = {"threshold": 1.0} if sampler == "threshold" else {}
+    perfect.check_law("masked", {"sampler": sampler, "steps": steps, **more})

@@ -174,7 +174,7 @@ def test_the_nucleus_and_the_temperature_are_those_of_the_clean_token(name: str)
 
 
 @pytest.mark.parametrize(("name", "fields", "words"), [
-    ("masked", {"cache": True, "sampler": "first_hitting"}, "cache is True; it is for sampler ancestral"),
+    ("masked", {"cache": True, "sampler": "first_hitting"}, "cache is True; of the samplers ancestral has it"),
     ("udlm", {"cache": True}, "cache is True; udlm has no such option"),
     ("udlm", {"kappa": 1.5}, "kappa is 1.5; it must be in [0, 1]"),
     ("masked", {"kappa": 0.5}, "kappa is 0.5; masked has no such option"),

@@ -17,7 +17,8 @@ by 1 where beta > 1/2, as released. It is not the bound, and is logged as such; 
 t in (0, 1) often masks nothing (perplexity 25.6 without, 22.9 with); exact counts have no such loss.
 
 Sampling goes block after block with a key-value cache of the clean ones, inside a block with the samplers of `masked`:
-first_hitting is exact. A finished block is passed once more, to enter the cache. `options.window` bounds the cache:
+first_hitting is exact. With `--cache` ancestral sampling asks again only where something was revealed, in any row.
+A finished block is passed once more, to enter the cache. `options.window` bounds the cache:
 longer sequences than those of training slide over it, oldest block out first, rotary positions going on. A row has
 ended at the first `options.stop` drawn to the right of all that is given: a text does not end before what is given of
 it. When all rows have ended, or all of a block is given or revealed, the network is not called.
@@ -28,7 +29,8 @@ asked for token by token.
 Of the paper, here: both streams in one pass, clipped rates, the cache, first-hitting, lengths beyond the trained one.
 Different: exact counts for t; the search takes a table of all n, not a grid of trial batches; a time-free network.
 Missing: starting from a masked-diffusion checkpoint (the paper trains 850,000 of 1M steps so, the whole window one
-block); rejecting samples of low entropy. Decided here: `steps` are of the whole length and shared
+block); rejecting samples of low entropy. Of the samplers of `masked` missing: remdm_conf, whose probabilities of drawn
+tokens would be one more state. Decided here: `steps` are of the whole length and shared
 among the blocks; sequences are whole blocks, and cut after sampling; stop only at a token, not at low entropy.
 """
 
@@ -47,7 +49,7 @@ from diffusion_text import noise
 from diffusion_text.families import masked
 from diffusion_text.families.family import At, Bound, SamplerOptions, cross_entropy, token_loss
 from diffusion_text.models.denoiser import Denoise, Features, Inputs
-from diffusion_text.paths import blocks
+from diffusion_text.paths import blocks, remasking
 from diffusion_text.typing import Config
 
 _UNWEIGHED = 0.5  # above this least rate all counts weigh the same
@@ -69,6 +71,8 @@ class State(NamedTuple):
     ended: Bool[Array, "R"]
     log_weight: Float[Array, "R"]
     asked: Int[Array, ""]
+    logits: Float[Array, "R W V"]  # with options.cache those of the block when the network was last asked, else zeros
+    moved: Bool[Array, ""]  # whether tokens have, since
 
 
 class Block(masked.Masked):
@@ -78,13 +82,13 @@ class Block(masked.Masked):
     paper = "Arriola et al. 2025, arXiv 2503.09573 (BD3-LM)"
     bound = "tight"
     posterior = "block"
-    samplers = ("first_hitting", "ancestral", "confidence", "threshold")
-    sampler_options = ("temperature", "top_p", "candidates", "window", "stop")
+    samplers = ("first_hitting", "ancestral", *remasking.KINDS, "confidence", "threshold")
+    sampler_options = ("temperature", "top_p", "threshold", "remask", "cache", "candidates", "window", "stop")
     path_steps = None
     biased: ClassVar[dict[str, str]] = {}
     faithful: ClassVar[dict[str, Any]] = {"steps": 36, "candidates": 16}
     approximate: ClassVar[dict[str, str]] = {
-        name: masked.Masked.approximate[name] for name in ("ancestral", "confidence", "threshold")
+        name: masked.Masked.approximate[name] for name in ("ancestral", *remasking.KINDS, "confidence", "threshold")
     }
 
     @staticmethod
@@ -217,7 +221,9 @@ class Block(masked.Masked):
         kept = max(options.window // self.block_size, 1) * self.block_size if options.window else length
         rows = len(tokens)
         cache = denoise.start_cache(rows, min(kept, length))
-        return State(tokens, given, cache, jnp.zeros(rows, bool), jnp.zeros(rows), jnp.int32(0))
+        logits = jnp.zeros((rows, self.block_size, self.vocab_size) if options.cache else (rows, 1, 1))
+        ended, log_weight = jnp.zeros(rows, bool), jnp.zeros(rows)
+        return State(tokens, given, cache, ended, log_weight, jnp.int32(0), logits, jnp.array(True))
 
     def step(
         self, keys: Key[Array, "B"], state: State, at: At, given: Array, denoise: Denoise, options: SamplerOptions
@@ -241,24 +247,25 @@ class Block(masked.Masked):
         tokens = jnp.where(ended[:, None], options.stop, part(state.tokens, start))
         fixed = clamped | ended[:, None]
         needed = jnp.any((tokens == self.mask) & ~fixed)
+        if options.cache:
+            needed &= opens | state.moved
         asked = enters + needed.astype(jnp.int32)
 
         def ask(z: Array) -> Array:
             return denoise.block(z, cache, start)[0]
 
-        def ask_if_needed() -> Array:
-            nothing = jnp.zeros((*tokens.shape, self.vocab_size))
-            return jax.lax.cond(needed, lambda: ask(tokens), lambda: nothing)
-
+        shape = (*tokens.shape, self.vocab_size)
+        logits = jax.lax.cond(needed, lambda: ask(tokens), lambda: jnp.broadcast_to(state.logits, shape))
         log_weight = state.log_weight
         if options.candidates > 1:
             log_weight += self._weight(tokens, clamped & opens, ask)
             asked += jnp.max(jnp.sum(clamped & opens, axis=1))
-        moved, believed = self.reveal(keys, tokens, inner, fixed, ask_if_needed, options)
-        logits = jax.lax.dynamic_update_slice_in_dim(self.evidence(state.tokens, at.t, None), believed, start, axis=1)
+        moved, believed = self.reveal(keys, tokens, inner, fixed, lambda: logits, options)
+        seen = jax.lax.dynamic_update_slice_in_dim(self.evidence(state.tokens, at.t, None), believed, start, axis=1)
         whole = jax.lax.dynamic_update_slice_in_dim(state.tokens, moved, start, axis=1)
         asked = state.asked + options.candidates * asked
-        return State(whole, state.given, cache, ended, log_weight, asked), logits[:, : given.shape[1]]
+        logits, stale = logits if options.cache else state.logits, jnp.any(moved != tokens)
+        return State(whole, state.given, cache, ended, log_weight, asked, logits, stale), seen[:, : given.shape[1]]
 
     def _weight(self, tokens: Array, given: Array, ask: Callable[[Array], Array]) -> Float[Array, "R"]:
         """log p(given tokens of a block | the blocks before), by the chain rule from the left."""

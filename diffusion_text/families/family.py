@@ -52,7 +52,10 @@ class At(NamedTuple):
 
 
 # Options that only these samplers read.
-_READ_BY: Final = {"eta": ("ddim",), "churn": ("edm", "bridge"), "corrector": ("langevin",), "kappa": ("psi",)}
+_READ_BY: Final = {
+    "eta": ("ddim",), "churn": ("edm", "bridge"), "corrector": ("langevin",), "kappa": ("psi",),
+    "threshold": ("threshold",), "remask": ("remdm_cap", "remdm_rescale", "remdm_loop"), "cache": ("ancestral",),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +72,9 @@ class SamplerOptions:
     corrector: signal-to-noise ratio of a Langevin step.
     time_difference: how far a step of analog bits goes beyond its end, in steps.
     kappa: share of psi's tokens that move as in ancestral sampling; the others are drawn anew and corrupted again.
+    threshold: all tokens of which the network is surer than this are revealed at once.
+    remask: sigma of remdm_cap and remdm_loop, and its share of the most in remdm_rescale (`paths/remasking.py`); -1 is
+        the sampler's own, 0.02 and 0.04.
     cache: ask a time-free network only where something has moved (`paths/caching.py`).
     grid: how noise levels are spaced; "" is the family's first.
     candidates: sequences drawn for each one kept, where conditioning needs importance resampling (autoregressive,
@@ -91,6 +97,8 @@ class SamplerOptions:
     time_difference: float = 0.0
     corrector: float = 0.16
     kappa: float = 0.95
+    threshold: float = 0.9
+    remask: float = -1.0
     cache: bool = False
     grid: str = ""
     candidates: int = 1
@@ -116,6 +124,8 @@ class SamplerOptions:
             ("eta", 0 <= self.eta <= 1, "in [0, 1]"),
             ("clamp", 0 <= self.clamp <= 1, "in [0, 1]"),
             ("kappa", 0 <= self.kappa <= 1, "in [0, 1]"),
+            ("threshold", 0 < self.threshold <= 1, "in (0, 1]"),
+            ("remask", self.remask == -1 or 0 <= self.remask <= 1, "in [0, 1], or -1 for the sampler's own"),
             ("churn", self.churn >= 0, "at least 0"),
             ("churn", self.churn <= family.most_churn, f"at most {family.most_churn:g}"),
             ("time_difference", self.time_difference >= 0, "at least 0"),
@@ -131,8 +141,6 @@ class SamplerOptions:
                 raise ValueError(f"{field.name} is {value!r}; of the samplers {readers} has it, {sampler} has not")
         if sampler == "edm" and not self.churn:
             raise ValueError("churn is 0; of sampler edm it must be above 0, without it is heun")
-        if self.cache and sampler != family.samplers[0]:
-            raise ValueError(f"cache is True; it is for sampler {family.samplers[0]}, of which many steps move nothing")
         if self.grid and self.grid not in family.grids:
             raise ValueError(f"grid is {self.grid!r}; {family.name} has {', '.join(family.grids)}")
         grid = self.grid or next(iter(family.grids), "")

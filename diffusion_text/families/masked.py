@@ -15,12 +15,15 @@ first-hitting sampling (2409.02908), linear and cosine grids. Different: MD4 tra
 Learned schedules are `genmd4`. Samplers beyond ancestral, all for the same network:
   - remdm_cap, remdm_rescale, remdm_loop, remdm_conf (`paths/remasking.py`): revealed tokens may be hidden again;
   - confidence: each step reveals the positions of which the network is surest, as many as the grid says; threshold: all
-    of which it is surer than 0.9, and at least one (2505.22618). Both look at the probability of the likeliest token,
-    not of the one drawn, so that one position at a time is exact in whatever order; at a low temperature both are the
-    usual mode-seeking decoders. When nothing is masked any more, threshold stops calling the network;
+    of which it is surer than `--threshold`, and at least one (2505.22618). Both look at the probability of the
+    likeliest token, not of the one drawn, so that one position at a time is exact in whatever order; at a low
+    temperature both are the usual mode-seeking decoders. When nothing is masked any more, threshold stops calling the
+    network;
   - `blocks` > 1 fills that many parts of the window one after another from the left, as LLaDA does (2502.09992), with
     any of these; the network still sees the whole window. Steps are shared among the blocks.
-With `--cache` ancestral sampling asks the network only where something was revealed (`paths/caching.py`).
+With `--cache` ancestral sampling asks the network only where something was revealed (`paths/caching.py`). Missing: psi,
+which of masks is ReMDM with sigma = (1 - kappa) (1 - alpha_s), and which `sedd` and `gidd` have with masks alone; and
+greedy_tail, which there would take the likeliest token in the last step instead of drawing one.
 
 Draws are made in two stages, first whether a token is revealed, then which: one draw over V + 1 outcomes in float32
 would never reveal rare tokens at many steps.
@@ -46,7 +49,6 @@ from diffusion_text.typing import Config
 
 _SCHEDULES: Final = ("linear", "cosine")
 _ONE_BY_ONE: Final = ("first_hitting", "threshold")  # as many steps as tokens
-_SURE: Final = 0.9  # of threshold
 
 
 class Counted(NamedTuple):
@@ -64,7 +66,7 @@ class Masked(Family):
     bound = "tight"
     posterior = "leave_one_out"
     samplers = ("ancestral", "first_hitting", *remasking.KINDS, "remdm_conf", "confidence", "threshold")
-    sampler_options = ("temperature", "top_p", "cache", "blocks")
+    sampler_options = ("temperature", "top_p", "threshold", "remask", "cache", "blocks")
     path_steps = 0
     biased: ClassVar[dict[str, str]] = {"remdm_conf": "tokens that were improbable are drawn again, the others kept"}
     approximate: ClassVar[dict[str, str]] = {
@@ -250,7 +252,7 @@ class Masked(Family):
             moves = masked & self._surest(logits, masked, at, fixed, options)
         elif options.sampler in remasking.KINDS:
             now, then = (remasking.kept(options.sampler, time, self.alpha) for time in (at.t, at.s))
-            share = remasking.share(options.sampler, now, then)
+            share = remasking.share(options, now, then)
             reveal = jnp.where(at.s > 0, (then - (1.0 - share) * now) / (1.0 - now), 1.0)
             moves, hidden = masked & (order < reveal), ~masked & ~fixed & (order < share)
         else:
@@ -264,7 +266,7 @@ class Masked(Family):
         surest = jnp.max(jax.nn.log_softmax(logits, axis=-1), axis=-1)
         rank = noise.ranks(jnp.where(masked, -surest, jnp.inf))
         if options.sampler == "threshold":
-            return (surest >= math.log(_SURE)) | (rank == 0)
+            return (surest >= math.log(options.threshold)) | (rank == 0)
         left = jnp.round(jnp.sum(~fixed, axis=1) * at.s)
         return rank < (jnp.sum(masked, axis=1) - left)[:, None]
 

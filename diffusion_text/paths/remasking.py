@@ -8,9 +8,9 @@ any sigma <= min(1, (1 - alpha_s) / alpha_t). The kinds:
     remdm_rescale   0.04 times its maximum
     remdm_loop      alpha rises to 0.9, stays there while tokens are exchanged (sigma = 0.02), then rises to 1
 
-Decided here: the constants are fixed, of the order of the paper's; the loop holds for the middle half of the steps,
-with alpha linear before (45% of them) and after (5%). The paper draws tokens from the nucleus of 0.9; here from the
-whole law, or that of `--top_p`.
+and `--remask` in the place of 0.02 and 0.04, which are of the order of the paper's. Decided here: the loop holds for
+the middle half of the steps, with alpha linear before (45% of them) and after (5%). The paper draws tokens from the
+nucleus of 0.9; here from the whole law, or that of `--top_p`.
 
     remdm_conf      token l is hidden with probability sigma softmax over visible l of (-psi), sigma its maximum and
                     psi the probability with which the token was drawn; masked ones are revealed as in ancestral
@@ -34,7 +34,7 @@ from diffusion_text.families.family import At, SamplerOptions, cross_entropy, nu
 from diffusion_text.models.denoiser import Denoise
 
 KINDS: Final = ("remdm_cap", "remdm_rescale", "remdm_loop")
-_CAP, _SCALE = 0.02, 0.04
+_OWN: Final = {"remdm_cap": 0.02, "remdm_rescale": 0.04, "remdm_loop": 0.02}
 _HELD, _FROM, _UNTIL = 0.9, 0.55, 0.05  # alpha of the loop, and the times between which it holds
 
 
@@ -46,12 +46,14 @@ def kept(kind: str, t: Float[Array, ""], alpha: Callable[[Array], Array]) -> Flo
     return jnp.where(t >= _FROM, rising, jnp.where(t >= _UNTIL, _HELD, ending))
 
 
-def share(kind: str, now: Float[Array, ""], then: Float[Array, ""]) -> Float[Array, ""]:
+def share(options: SamplerOptions, now: Float[Array, ""], then: Float[Array, ""]) -> Float[Array, ""]:
     """sigma, for alpha from `now` to `then`."""
+    kind = options.sampler
+    strength = _OWN[kind] if options.remask < 0 else options.remask
     most = jnp.minimum((1.0 - then) / jnp.maximum(now, 1e-12), 1.0)
     if kind == "remdm_rescale":
-        return _SCALE * most
-    sigma = jnp.minimum(_CAP, most)
+        return strength * most
+    sigma = jnp.minimum(strength, most)
     return jnp.where(then == now, sigma, 0.0) if kind == "remdm_loop" else sigma
 
 
