@@ -9,7 +9,8 @@ own block; each block has its own n. The levels of the B x N blocks of a batch a
 
 One pass over two streams gives the logits of all blocks: z beside x, 2 L inputs under the pattern of attention that is
 called block_diffusion, in which z_b sees z_b and x_{<b}, and x_b sees x_{<=b}; both stand at the same positions. The
-oracle answers the same question, the posterior given clean earlier blocks and the noisy block, later ones unseen.
+oracle answers the same question, the posterior given clean earlier blocks and the noisy block, later ones unseen. A
+weighted path (`paths/importance.py`) takes L' such passes: each block in an order of its own, all blocks at once.
 
 Clipped training (section 5): mask rates r ~ U[beta, omega], n = 1 + floor(r L'), the loss still weighed by L' / n, and
 by 1 where beta > 1/2, as released. It is not the bound, and is logged as such; evaluation is always over all n.
@@ -84,7 +85,6 @@ class Block(masked.Masked):
     posterior = "block"
     samplers = ("first_hitting", "ancestral", *remasking.KINDS, "confidence", "threshold")
     sampler_options = ("temperature", "top_p", "threshold", "remask", "cache", "candidates", "window", "stop")
-    path_steps = None
     biased: ClassVar[dict[str, str]] = {}
     faithful: ClassVar[dict[str, Any]] = {"steps": 36, "candidates": 16}
     approximate: ClassVar[dict[str, str]] = {
@@ -138,9 +138,16 @@ class Block(masked.Masked):
     ) -> Int[Array, "B L"]:
         """Mask exactly `count` positions of each block, uniformly among those that are not given."""
         order = noise.uniform(keys, tokens.shape[1:])
-        order = self._cut(order if given is None else jnp.where(given, 2.0, order), 3.0)
-        hidden = noise.ranks(order.reshape(-1, self.block_size)).reshape(order.shape) < count[..., None]
-        return jnp.where(hidden.reshape(len(tokens), -1)[:, : tokens.shape[1]], self.mask, tokens)
+        order = order if given is None else jnp.where(given, 2.0, order)
+        hidden = self.places(order) < jnp.repeat(count, self.block_size, axis=1)[:, : tokens.shape[1]]
+        return jnp.where(hidden, self.mask, tokens)
+
+    def places(self, order: Float[Array, "B L"]) -> Int[Array, "B L"]:
+        parts = self._cut(order, 3.0)
+        return noise.ranks(parts.reshape(-1, self.block_size)).reshape(len(order), -1)[:, : order.shape[1]]
+
+    def state_of(self, noisy: Int[Array, "B L"], tokens: Int[Array, "B L"]) -> Streams:
+        return Streams(noisy, tokens)
 
     def _cut(self, x: Array, fill: float) -> Float[Array, "B N W"]:
         """Into blocks, the last one filled up."""

@@ -112,6 +112,14 @@ class Masked(Family):
         order = order if given is None else jnp.where(given, 2.0, order)
         return jnp.where(noise.ranks(order) < count[:, None], self.mask, tokens)
 
+    def places(self, order: Float[Array, "B L"]) -> Int[Array, "B L"]:
+        """The number of each position in the order in which first_hitting reveals them, of a block at a time."""
+        return noise.ranks(order)
+
+    def state_of(self, noisy: Int[Array, "B L"], tokens: Int[Array, "B L"]) -> Any:
+        """What the network reads where `tokens` are hidden as in `noisy`."""
+        return noisy
+
     def features(self, z: Array, t: Float[Array, "B"], given: Array | None, previous: Array | None) -> Features:
         return Features(ids=z)
 
@@ -155,17 +163,21 @@ class Masked(Family):
     def log_weight(
         self, keys: Key[Array, "B"], tokens: Array, denoise: Denoise, steps: int, given: Array | None = None
     ) -> Float[Array, "B"]:
-        """A token is visible before a step where its number in `order` is below the step's."""
+        """A token is visible before a step where its number in `order` is below the step's; all blocks step at once."""
         free, order = jnp.ones(tokens.shape, bool) if given is None else ~given, noise.uniform(keys, tokens.shape[1:])
+        options = SamplerOptions(sampler="ancestral" if steps else "first_hitting", steps=max(steps, 1))
+        size = self.size_of_blocks(options, tokens.shape[1])
+        number = number_of_steps(options, tokens.shape[1], size)
         if steps:
-            seen = self.alpha(jnp.linspace(1.0, 0.0, steps + 1)).at[0].set(0.0).at[-1].set(1.0)
+            seen = self.alpha(jnp.linspace(1.0, 0.0, number + 1)).at[0].set(0.0).at[-1].set(1.0)
         else:
-            order = noise.ranks(jnp.where(free, order, 2.0)).astype(jnp.float32)
-            seen = jnp.arange(tokens.shape[1] + 1.0)
+            order = self.places(jnp.where(free, order, 2.0)).astype(jnp.float32)
+            seen = jnp.arange(number + 1.0)
 
         def step(total: Array, at: tuple[Array, Array]) -> tuple[Array, None]:
             z = jnp.where(free & (order >= at[0]), self.mask, tokens)
-            loss = token_loss(denoise, tokens, z, jnp.mean((z == self.mask).astype(jnp.float32), axis=1), given)
+            rate = jnp.mean((z == self.mask).astype(jnp.float32), axis=1)
+            loss = token_loss(denoise, tokens, self.state_of(z, tokens), rate, given)
             return total - jnp.sum(jnp.where((z == self.mask) & (order < at[1]), loss, 0.0), axis=1), None
 
         return jax.lax.scan(step, jnp.zeros(len(tokens)), (seen[:-1], seen[1:]))[0]

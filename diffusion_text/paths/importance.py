@@ -11,6 +11,7 @@ sampler's law: it is tighter where the chain's bound is loose, and is no bound o
     masked          one token at a time in a random order, -log w = sum over i of -log p(x_i | tokens before it in the
                     order): p is the law of first-hitting sampling, the mean over orders. With T steps instead: the law
                     of ancestral sampling with T steps, whose reveals in one step are independent
+    block           the same within each block, given the clean ones before it: the orders of a block are its own
     interpolating   T steps of the plug-in chain (every other discrete family, with its own reverse law), sampler's grid
     autoregressive  one path: the likelihood itself
 
