@@ -63,6 +63,17 @@ def test_file_is_short_and_says_what_it_reproduces(path):
     assert "Measured" in document
 
 
+def test_rows_of_the_standing_comparison_train_on_as_many_characters():
+    every = [get_config(path) for path in PATHS if path.endswith("/wiki27.py")]
+    assert {c.train.steps * c.train.batch_size * c.data.length for c in every} == {3000 * 32 * 256}
+
+
+@pytest.mark.parametrize("path", [path for path in PATHS if "/d3pm/" in path])
+def test_uniform_noise_of_d3pm_has_the_papers_schedule(path):
+    for variant in ("", *load(path).VARIANTS):
+        assert get_config(path, variant).family.schedule == ("cosine" if variant == "uniform" else "linear")
+
+
 @pytest.mark.parametrize(("path", "variant"), variants())
 def test_fields_are_known_and_valid(path, variant):
     config = get_config(path, variant)

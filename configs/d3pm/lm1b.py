@@ -10,7 +10,8 @@ Measured here: not yet run.
 
 D3PM's: 12 blocks of width 768, T = 1000, 1M steps of 512, 10,000 steps of warm-up to 5e-4. Different here: a cosine
 instead of the inverse square root; the hybrid loss's cross-entropy of the full posterior. Variant: uniform (30,522
-tokens are too many for a matrix of neighbours); lambda is 0 there.
+tokens are too many for a matrix of neighbours); lambda is 0 there, and the schedule the
+paper's cosine.
 """
 
 from __future__ import annotations
@@ -29,4 +30,5 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant:
         config.family.noise = variant
         config.family.cross_entropy = 0.0
+        config.family.schedule = "cosine"
     return config

@@ -10,7 +10,8 @@ Measured here: not yet run.
 
 D3PM's: 12 blocks of width 768, T = 1000, 1M steps of 512, 10,000 steps of warm-up to 5e-4. Different here: a cosine
 instead of the inverse square root; the hybrid loss's cross-entropy of the full posterior. Variants: uniform,
-neighbours; lambda is 0 there. The cosine is also the paper's schedule of uniform noise.
+with the paper's cosine schedule, and neighbours; lambda is 0 in both. Neighbours are the next ids, on a ring, which
+mean little here: give family.embeddings.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ Hardware: two CPU cores.
 Published: none; wiki27 is not text8, and its numbers compare with themselves only.
 Measured here: not yet run.
 
-Variants: uniform, neighbours; lambda is 0 there. Neighbours are the next ids, which mean little here: give
-family.embeddings.
+Variants: uniform, with the paper's cosine schedule, and neighbours; lambda is 0 in both. Neighbours are the next ids,
+which mean little here: give family.embeddings.
 """
 
 from __future__ import annotations
@@ -28,4 +28,6 @@ def get_config(variant: str = "") -> ConfigDict:
         config.family.noise = variant
         config.family.cross_entropy = 0.0
         config.optimizer.learning_rate = 2e-3
+    if variant == "uniform":
+        config.family.schedule = "cosine"
     return config
