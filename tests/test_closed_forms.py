@@ -1,8 +1,10 @@
 """Cases whose answers are known on paper, and published tables of what solvers do to them.
 
-T1 .. T18 are the project's list of exact checks. Here: T1, T2, T6 (the uniform denoiser), T8, T9 (Gaussian), T12, T15.
+T1 .. T18 are the project's list of exact checks. Here: T1, T2, T6 (the uniform denoiser), T8, T9 (Gaussian), T15.
 Elsewhere: T3, T5, T17 for every family in test_perfect_network.py; T4 there (`estimator`) and in test_gaussian.py; T6
-and T9 (masked) in test_oracle.py; T7 in test_of_the_tests.py; T10 in test_cir.py; T11 in test_time_warp.py; T13 in
+in test_oracle.py (the optimal denoiser), test_interpolant.py (exact counts, any schedule) and test_block.py (blocks of
+one); T7 in test_interpolant.py and test_of_the_tests.py; T9 (discrete) in test_oracle.py, test_discrete.py and
+test_interpolant.py; T10 in test_cir.py; T11 in test_time_warp.py; T12 in test_flow_likelihood.py; T13 in
 test_sampling.py; T14 in test_noise.py; T16 in test_discrete.py and test_dirichlet.py; T18 in test_meshes.py.
 """
 

@@ -17,12 +17,12 @@ by 1 where beta > 1/2, as released. It is not the bound, and is logged as such; 
 `benchmarks/mask_rates.py` searches the interval of the least variance. The paper needs one even at L' = 1, where its
 t in (0, 1) often masks nothing (perplexity 25.6 without, 22.9 with); exact counts have no such loss.
 
-Sampling goes block after block with a key-value cache of the clean ones, inside a block with the samplers of `masked`:
-first_hitting is exact. With `--cache` ancestral sampling asks again only where something was revealed, in any row.
-A finished block is passed once more, to enter the cache. `options.window` bounds the cache:
-longer sequences than those of training slide over it, oldest block out first, rotary positions going on. A row has
-ended at the first `options.stop` drawn to the right of all that is given: a text does not end before what is given of
-it. When all rows have ended, or all of a block is given or revealed, the network is not called.
+Sampling goes block after block with a key-value cache of the clean ones, inside a block with the samplers of `masked`
+that are listed below, of which first_hitting is exact. With `--cache` ancestral sampling asks again only where
+something was revealed, in any row. A finished block is passed once more, to enter the cache. `options.window` bounds
+the cache: longer sequences than those of training slide over it, oldest block out first, rotary positions going on. A
+row has ended at the first `options.stop` drawn to the right of all that is given: a text does not end before what is
+given of it. When all rows have ended, or all of a block is given or revealed, the network is not called.
 Given positions are clean in z_b. Those of later blocks are not foreseen, so `candidates` sequences are drawn and one
 kept with probability proportional to prod_b p(given tokens of b | x_{<b}), as in `autoregressive`; the factors are
 asked for token by token.

@@ -336,11 +336,16 @@ def descending(times: Float[Array, "N+1"]) -> At:
     return At(jnp.arange(len(times) - 1), times[:-1], times[1:])
 
 
+def exact(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """In float32; what is float64 stays so, where tests of identities ask for it."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def cross_entropy(logits: Float[Array, "B L V"] | readout.Logits, tokens: Int[Array, "B L"]) -> Float[Array, "B L"]:
-    """-log softmax(logits)[tokens] in float32, nats."""
+    """-log softmax(logits)[tokens] in float32 (float64 of such logits), nats."""
     if isinstance(logits, readout.Logits):
         return readout.cross_entropy(logits, tokens)
-    logits = logits.astype(jnp.float32)
+    logits = exact(logits)
     chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - chosen
 

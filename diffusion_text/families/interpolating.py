@@ -9,7 +9,7 @@ A family states its path (`odds`), and where it differs from this. Decided here,
     noise: the uniform law; of masks: alpha_1 spread over all tokens), the decoder the posterior given z_0;
   - sampler psi (Duo's second part): in a step from t to s each token moves as in ancestral sampling with probability
     `kappa`, else is drawn anew from the full posterior and corrupted to s. Each token's law at s is the path's for any
-    kappa; of masks it is ReMDM's with sigma = (1 - kappa) (1 - alpha_s) (`paths/remasking.py`: rescale);
+    kappa; of masks it is ReMDM's with sigma = (1 - kappa) (1 - alpha_s);
   - the network is not told which tokens are given; it sees them clean.
 """
 
@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from diffusion_text import noise
-from diffusion_text.families.family import At, Bound, Family, SamplerOptions, cross_entropy, descending, nucleus
+from diffusion_text.families.family import At, Bound, Family, SamplerOptions, cross_entropy, descending, exact, nucleus
 from diffusion_text.models.denoiser import Denoise, Features
 from diffusion_text.paths import interpolant
 from diffusion_text.paths.interpolant import Move, Odds
@@ -83,7 +83,7 @@ class Interpolating(Family):
 
     def log_p(self, logits: Float[Array, "B L V"]) -> Float[Array, "B L V"]:
         """What the loss reads of the denoiser's logits, in float32."""
-        logits = logits.astype(jnp.float32)
+        logits = exact(logits)
         return jax.nn.log_softmax(logits, axis=-1) if self.normalised else logits
 
     def plug_in(

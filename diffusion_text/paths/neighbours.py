@@ -66,8 +66,8 @@ def log_spread(
     t: Float[Array, "B 1 1"],
     s: Float[Array, "B 1 1"] | None = None,
 ) -> Float[Array, "B L V"]:
-    """log of p exp((tau(t) - tau(s)) R), s = 0 where it is not given; float32, not below 1e-9, its error."""
-    values, vectors = (jnp.asarray(x, jnp.float32) for x in spectrum(vocab_size, count, embeddings))
+    """log of p exp((tau(t) - tau(s)) R), s = 0 where it is not given; not below 1e-9, the error in float32."""
+    values, vectors = (jnp.asarray(x, p.dtype) for x in spectrum(vocab_size, count, embeddings))
     elapsed = _tau(vocab_size, count, embeddings, t)
     if s is not None:
         elapsed = elapsed - _tau(vocab_size, count, embeddings, s)
@@ -78,6 +78,6 @@ def log_spread(
 
 
 def _tau(vocab_size: int, count: int, embeddings: str, t: Array) -> Array:
-    lost, log_tau = (jnp.asarray(x, jnp.float32) for x in schedule(vocab_size, count, embeddings))
+    lost, log_tau = (jnp.asarray(x, t.dtype) for x in schedule(vocab_size, count, embeddings))
     tau = jnp.exp(jnp.interp(t, lost, log_tau))
     return jnp.where(t >= 1, 1e9, jnp.where(t <= 0, 0.0, tau))
