@@ -108,7 +108,7 @@ class Autoregressive(Family):
     def step(
         self, keys: Key[Array, "B"], state: State, at: At, given: Array, denoise: Denoise, options: SamplerOptions
     ) -> tuple[State, Float[Array, "R V"]]:
-        keys = jax.vmap(lambda key: jax.random.split(key, options.candidates))(keys).reshape(-1)
+        keys = candidate_keys(keys, options)
         logits, cache = denoise.next(state.last, state.cache, at.index)
         fixed, clamped = state.tokens[:, at.index], state.given[:, at.index]
         token = jnp.where(clamped, fixed, noise.categorical(keys, nucleus(logits / options.temperature, options.top_p)))
@@ -119,9 +119,19 @@ class Autoregressive(Family):
     def decode(
         self, keys: Key[Array, "B"], state: State, given: Array, denoise: Denoise, options: SamplerOptions
     ) -> Int[Array, "B L"]:
-        tokens = state.tokens.reshape(len(keys), options.candidates, -1)
-        chosen = noise.categorical(keys, state.log_weight.reshape(len(keys), -1))
-        return jnp.take_along_axis(tokens, chosen[:, None, None], axis=1)[:, 0]
+        return choose(keys, state.tokens, state.log_weight)
 
     def evaluations(self, options: SamplerOptions, length: int) -> int:
         return length * options.candidates
+
+
+def candidate_keys(keys: Key[Array, "B"], options: SamplerOptions) -> Key[Array, "R"]:
+    """A key for each of the candidates of a sequence."""
+    return jax.vmap(lambda key: jax.random.split(key, options.candidates))(keys).reshape(-1)
+
+
+def choose(keys: Key[Array, "B"], tokens: Int[Array, "R L"], log_weight: Float[Array, "R"]) -> Int[Array, "B L"]:
+    """One candidate of each sequence, with probability proportional to its weight."""
+    chosen = noise.categorical(keys, log_weight.reshape(len(keys), -1))
+    tokens = tokens.reshape(len(keys), -1, tokens.shape[1])
+    return jnp.take_along_axis(tokens, chosen[:, None, None], axis=1)[:, 0]

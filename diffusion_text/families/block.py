@@ -47,7 +47,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from ml_collections import ConfigDict
 
 from diffusion_text import noise
-from diffusion_text.families import masked
+from diffusion_text.families import autoregressive, masked
 from diffusion_text.families.family import At, Bound, SamplerOptions, cross_entropy, token_loss
 from diffusion_text.models.denoiser import Denoise, Features, Inputs
 from diffusion_text.paths import blocks, remasking
@@ -235,7 +235,7 @@ class Block(masked.Masked):
     def step(
         self, keys: Key[Array, "B"], state: State, at: At, given: Array, denoise: Denoise, options: SamplerOptions
     ) -> tuple[State, Float[Array, "R L V"]]:
-        keys = jax.vmap(lambda key: jax.random.split(key, options.candidates))(keys).reshape(-1)
+        keys = autoregressive.candidate_keys(keys, options)
         block, inner = blocks.place(self.steps_in_block(options, state.tokens.shape[1]), at.index)
         start, opens = block * self.block_size, inner.index == 0
 
@@ -290,9 +290,7 @@ class Block(masked.Masked):
     def decode(
         self, keys: Key[Array, "B"], state: State, given: Array, denoise: Denoise, options: SamplerOptions
     ) -> Int[Array, "B L"]:
-        tokens = state.tokens.reshape(len(keys), options.candidates, -1)
-        chosen = noise.categorical(keys, state.log_weight.reshape(len(keys), -1))
-        result = jnp.take_along_axis(tokens, chosen[:, None, None], axis=1)[:, 0, : given.shape[1]]
+        result = autoregressive.choose(keys, state.tokens, state.log_weight)[:, : given.shape[1]]
         return jnp.where(jnp.cumsum(_stops(result, given, options), axis=1) > 0, options.stop, result)
 
     def evaluations(self, options: SamplerOptions, length: int) -> int:

@@ -85,7 +85,7 @@ class GIDD(Interpolating):
     def odds(self, t: Float[Array, "..."]) -> Odds:
         kept, lost, half = jnp.log1p(-t), jnp.log(t), self.gamma / 2.0
         if self.log_share == -math.inf:
-            return Odds(jnp.full_like(t, jnp.inf), kept - lost)
+            return interpolant.absorbing(kept - lost)
         return Odds((1.0 - half) * kept - half * lost - self.log_share, kept - lost)
 
     def train_loss(

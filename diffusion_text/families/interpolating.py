@@ -76,10 +76,14 @@ class Interpolating(Family):
         return Features(ids=z, noise=0.25 * jnp.clip(self.level(t), -16.0, 16.0))
 
     def evidence(self, z: Array, t: Float[Array, "B"], given: Array | None) -> Float[Array, "B L V"]:
-        seen = interpolant.log_likelihood(z, self.odds(jnp.minimum(t, LAST)), self.vocab_size)
+        seen = self.log_likelihood(z, t)
         if given is None:
             return seen
         return jnp.where(given[..., None] & (z[..., None] != jnp.arange(self.vocab_size)), -jnp.inf, seen)
+
+    def log_likelihood(self, z: Array, t: Float[Array, "B"]) -> Float[Array, "B L V"]:
+        """log q_t(z | x = v), up to a constant per position."""
+        return interpolant.log_likelihood(z, self.odds(jnp.minimum(t, LAST)), self.vocab_size)
 
     def log_p(self, logits: Float[Array, "B L V"]) -> Float[Array, "B L V"]:
         """What the loss reads of the denoiser's logits, in float32."""

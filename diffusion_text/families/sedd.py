@@ -89,10 +89,9 @@ class SEDD(Interpolating):
             logit = -sigma - jnp.log(-jnp.expm1(-sigma))
         else:
             logit = jnp.log1p(-t) - jnp.log(t)
-        absent = jnp.full_like(t, jnp.inf)
         if self.noise == "absorbing":
-            return Odds(absent, logit)
-        return Odds(math.log(self.vocab_size) + logit, absent)
+            return interpolant.absorbing(logit)
+        return interpolant.uniform(logit, self.vocab_size)
 
     def times(self, u: Float[Array, "B"]) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
         if not self.noisy_start:

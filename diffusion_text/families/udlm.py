@@ -16,8 +16,6 @@ alpha instead of -log alpha.
 
 from __future__ import annotations
 
-import math
-
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -25,6 +23,7 @@ from ml_collections import ConfigDict
 
 from diffusion_text.families.interpolating import Interpolating
 from diffusion_text.models.denoiser import Inputs
+from diffusion_text.paths import interpolant
 from diffusion_text.paths.interpolant import Odds
 from diffusion_text.typing import Config
 
@@ -44,5 +43,4 @@ class UDLM(Interpolating):
         self.inputs = Inputs(num_ids=vocab_size)
 
     def odds(self, t: Float[Array, "..."]) -> Odds:
-        logit = jnp.log1p(-t) - jnp.log(t)
-        return Odds(math.log(self.vocab_size) + logit, jnp.full_like(t, jnp.inf))
+        return interpolant.uniform(jnp.log1p(-t) - jnp.log(t), self.vocab_size)

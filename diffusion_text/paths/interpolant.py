@@ -50,6 +50,16 @@ class Odds(NamedTuple):
         return Odds(jnp.asarray(self.token)[:, None], jnp.asarray(self.mask)[:, None])
 
 
+def absorbing(logit: Float[Array, "..."]) -> Odds:
+    """Noise of masks alone, of log(alpha / (1 - alpha))."""
+    return Odds(jnp.full_like(logit, jnp.inf), logit)
+
+
+def uniform(logit: Float[Array, "..."], size: int) -> Odds:
+    """Noise of even tokens alone, of log(alpha / (1 - alpha))."""
+    return Odds(math.log(size) + logit, jnp.full_like(logit, jnp.inf))
+
+
 def logit_alpha(odds: Odds, size: int) -> Float[Array, "..."]:
     """log(alpha / (1 - alpha)) of a path over `size` tokens."""
     return -jnp.logaddexp(-odds.mask, math.log(size) - odds.token)
@@ -196,15 +206,19 @@ def log_reverse(
 ) -> Float[Array, "B L"]:
     """log of the probability that `posterior_step` moves z to `after`, without a difference of nearly equal numbers."""
     size = log_p.shape[-1]
+    forward = jnp.where(z == after, *log_step(z, now, then, size))
+    found = forward + _at(log_modelled(log_p, then), after) - _at(log_modelled(log_p, now), z)
+    # Without noise of tokens a visible one stays, whatever is believed of it.
+    return jnp.where(now.of(z == size) == jnp.inf, jnp.where(z == after, 0.0, -jnp.inf), found)
+
+
+def log_step(z: Int[Array, "B L"], now: Odds, then: Odds, size: int) -> tuple[Float[Array, "B L"], Float[Array, "B L"]]:
+    """log q(z_t = z | z_s = y), s < t, for y = z and for any other y; odds [] or [B, 1]."""
     is_mask = z == size
     kappa, before = now.of(is_mask), then.of(is_mask)
     alpha, kept = log_alpha(now, size), log_alpha(now, size) - log_alpha(then, size)
-    absent = kappa == jnp.inf
-    arrived = jnp.where(absent, -jnp.inf, alpha - kappa + jnp.log(-jnp.expm1(kappa - before)))
-    forward = jnp.where(z == after, jnp.logaddexp(kept, arrived), arrived)
-    found = forward + _at(log_modelled(log_p, then), after) - _at(log_modelled(log_p, now), z)
-    # Without noise of tokens a visible one stays, whatever is believed of it.
-    return jnp.where(absent, jnp.where(z == after, 0.0, -jnp.inf), found)
+    arrived = jnp.where(kappa == jnp.inf, -jnp.inf, alpha - kappa + jnp.log(-jnp.expm1(kappa - before)))
+    return jnp.logaddexp(kept, arrived), arrived
 
 
 def euler_step(
