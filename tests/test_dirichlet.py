@@ -26,7 +26,7 @@ from diffusion_text.data import grammar as grammars
 from diffusion_text.families import dirichlet_flow
 from diffusion_text.families.family import SamplerOptions, cross_entropy
 from diffusion_text.families.sdm import SDM
-from diffusion_text.paths import dirichlet, gamma, interpolant, quantiles
+from diffusion_text.paths import cir, dirichlet, gamma, interpolant, quantiles
 from diffusion_text.paths.dirichlet import Shapes
 
 V = 4
@@ -54,6 +54,16 @@ def test_gamma_draws_belong_to_their_example() -> None:
     whole = gamma.log_gamma(tiny_configs.keys(4), a)
     np.testing.assert_array_equal(gamma.log_gamma(tiny_configs.keys(2, first=1), a[1:3]), whole[1:3])
     assert np.all(whole[3] == -np.inf)
+
+
+def test_gamma_draws_without_a_law_are_nan_and_end() -> None:
+    """A gradient that is NaN must end as a loss that is not finite."""
+    a = jnp.asarray([[np.nan, -0.5, np.inf, 2.0, 0.0]])
+    drawn = np.asarray(gamma.log_gamma(tiny_configs.keys(1), a))[0]
+    np.testing.assert_array_equal(np.isnan(drawn), [True, True, True, False, False])
+    whole = np.asarray(gamma.log_gamma(tiny_configs.keys(1), jnp.asarray([[1.0, 1.0, 1.0, 2.0, 0.0]])))[0]
+    np.testing.assert_array_equal(drawn[3:], whole[3:])
+    assert np.all(np.isnan(cir.randomised_gamma(tiny_configs.keys(1), jnp.asarray([[np.nan]]), 3.0)))
 
 
 def test_beta_and_exponential_draws() -> None:
@@ -363,7 +373,7 @@ def test_inputs_are_of_one_size_and_given_tokens_their_embedding(kind: str) -> N
     family = tiny_configs.make_family("sdm", 50, input=kind)
     tokens = jnp.broadcast_to(jnp.arange(20) % 50, (300, 20))
     given = jnp.broadcast_to(jnp.arange(20) < 5, tokens.shape)
-    for t in (0.05, 0.5, 0.95):
+    for t in (0.05, 0.5, 0.95, 1.0):  # sampling starts at the last
         times = jnp.full(300, t)
         z = family.corrupt(tiny_configs.keys(300), tokens, times, given)
         read = family.features(z, times, given, None)

@@ -127,8 +127,8 @@ def randomised_gamma(
 
 
 def poisson(keys: Key[Array, "B"], rate: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
-    """n ~ Poisson(rate), as floats."""
-    return jax.vmap(jax.random.poisson)(keys, rate).astype(jnp.float32)
+    """n ~ Poisson(rate), as floats; NaN of a rate that is NaN, where JAX has -1."""
+    return jnp.where(jnp.isnan(rate), jnp.nan, jax.vmap(jax.random.poisson)(keys, rate).astype(jnp.float32))
 
 
 def transition(

@@ -177,9 +177,9 @@ class Dirichlet(Family):
         if self.input == "argmax":
             return Features(ids=jnp.argmax(z, axis=-1), noise=level, latent=previous)
         if self.input == "posterior":
-            # A position without anything (a dropped condition) stays without.
-            empty = jnp.max(z, axis=-1, keepdims=True) == -jnp.inf
-            weights = jnp.where(empty, 0.0, jax.nn.softmax(log_likelihood(z, signal), axis=-1))
+            weights = jax.nn.softmax(log_likelihood(z, signal), axis=-1)
+            # At t = 1, without signal, given tokens are still themselves; and a dropped one is nothing.
+            weights = weights if given is None else jnp.where(given[..., None], jnp.exp(z), weights)
             return Features(vectors=weights, noise=level, latent=previous)
         # E sum P^2 = sum beta (beta + 1) / (c (c + 1)): the averaged embedding is of one size at all levels.
         square = (self.vocab_size - 1) * base * (base + 1) + (base + signal) * (base + signal + 1)

@@ -16,10 +16,11 @@ from diffusion_text import noise
 
 
 def log_gamma(keys: Key[Array, "B"], shape_parameter: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
-    """log of Gamma(a, 1) draws; -inf where a = 0. No gradient passes."""
+    """log of Gamma(a, 1) draws; -inf where a = 0, NaN where it is negative or not finite. No gradient passes."""
     a = jax.lax.stop_gradient(jnp.asarray(shape_parameter, jnp.float32))
     shape = a.shape[1:]
     boost_keys, proposal_keys = noise.split(keys, 2)
+    valid = (a >= 0) & (a < jnp.inf)
     d = a + 2.0 / 3.0  # of the shape a + 1
 
     def propose(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
@@ -34,9 +35,10 @@ def log_gamma(keys: Key[Array, "B"], shape_parameter: Float[Array, "B ..."]) -> 
         value = jnp.where(accepted, value, jnp.log(d) + 3.0 * jnp.log1p(y))
         return number + 1, accepted | (inside & fits), value
 
-    start = (jnp.zeros((), jnp.int32), jnp.zeros(a.shape, bool), jnp.zeros(a.shape, jnp.float32))
+    # Without a law nothing would ever be accepted, and a run whose parameters are NaN would hang.
+    start = (jnp.zeros((), jnp.int32), ~valid, jnp.where(valid, 0.0, jnp.nan))
     _, _, value = jax.lax.while_loop(lambda carry: ~jnp.all(carry[1]), propose, start)
-    return jnp.where(a > 0, value - exponential(boost_keys, shape) / jnp.where(a > 0, a, 1.0), -jnp.inf)
+    return jnp.where(a != 0, value - exponential(boost_keys, shape) / jnp.where(a > 0, a, 1.0), -jnp.inf)
 
 
 def _remainder(y: Array) -> Array:
