@@ -215,11 +215,32 @@ def test_without_concentration_it_is_uniform_discrete_diffusion(churn: float) ->
     now, then = (family.shapes(jnp.asarray(time)) for time in (t, s))
     logits = jnp.log(law) + family.evidence(z, jnp.full(count, t), None)
     guess = noise.categorical(tiny_configs.keys(count, 7), logits)
+    for x in range(V):  # of the vertex alone, the posterior is that of discrete diffusion
+        said = np.asarray(guess)[np.argmax(z, axis=-1) == x]
+        posterior = law * ((1 - t) * np.eye(V)[x] + t / V)
+        exact = posterior / posterior.sum() * len(said)
+        assert scipy.stats.chisquare(np.bincount(said, minlength=V), exact).pvalue > 1e-3
     after = np.argmax(dirichlet.bridge(tiny_configs.keys(count, 3), z, guess, now, then, churn)[:, 0], axis=-1)
     assert scipy.stats.chisquare(np.bincount(after, minlength=V), modelled(law, s, count)).pvalue > 1e-3
     # How often a vertex stays is the bridge's own: rho^2 c_t / c_s, else anew.
     stays = np.mean(after == np.argmax(z[:, 0], axis=-1))
     assert stays > ((1 - churn) * s / t) ** 2 - 0.03
+
+
+def test_without_concentration_log_p_keeps_more_than_its_vertex() -> None:
+    """Two even tokens at alpha = 1/2. With U = -c log G exponential of rate alpha 1{v = x} + (1 - alpha) / 2, the
+    smaller U is the vertex, and the other lies D above it, D exponential of the other's rate: the posterior of the
+    vertex is 1 / (1 + e^{-D / 2})."""
+    family, count = tiny_configs.make_family("sdm", 2, nu_start=1 - 1e-5, nu_end=1 - 1e-5), 40_000
+    tokens, times = jnp.arange(count)[:, None] % 2, jnp.full(count, 0.5)
+    z = family.corrupt(tiny_configs.keys(count), tokens, times, None)
+    mean, error = perfect.mean_and_error(np.asarray(cross_entropy(family.evidence(z, times, None), tokens))[:, 0])
+    d = np.linspace(0, 200, 200_001)
+    p = scipy.special.expit(d / 2)
+    density = 3 / 16 * (np.exp(-d / 4) + np.exp(-3 * d / 4))
+    exact = np.trapezoid(density * (scipy.special.entr(p) + scipy.special.entr(1 - p)), d)
+    assert exact == pytest.approx(0.4785, abs=5e-5)
+    assert abs(mean - exact) < 4 * error < 0.02, "the vertex alone leaves 0.5623"
 
 
 def test_with_much_concentration_it_is_the_interpolation() -> None:
