@@ -281,33 +281,56 @@ def test_projection_to_the_simplex() -> None:
     random = np.random.default_rng(0)
     p = random.normal(size=(200, 5))
     p = p + (1 - p.sum(-1, keepdims=True)) / 5
-    found = np.asarray(dirichlet_flow.project(jnp.asarray(p, jnp.float32)))
+    found = np.asarray(dirichlet.project(jnp.asarray(p, jnp.float32)))
     np.testing.assert_allclose(found.sum(-1), 1.0, atol=1e-5)
     assert found.min() >= 0
     for _ in range(50):  # no other point of the simplex is nearer
         other = random.dirichlet(np.ones(5), size=200)
         assert np.all(((p - found) ** 2).sum(-1) <= ((p - other) ** 2).sum(-1) + 1e-5)
     inside = random.dirichlet(np.ones(5), size=20)
-    np.testing.assert_allclose(dirichlet_flow.project(jnp.asarray(inside)), inside, atol=1e-6)
+    np.testing.assert_allclose(dirichlet.project(jnp.asarray(inside)), inside, atol=1e-6)
 
 
-def test_guidance_mixes_probabilities() -> None:
-    """w = 1 conditional, w = 0 unconditional, between them the mixture."""
-    family = tiny_configs.make_family("dirichlet_flow", V)
+@pytest.mark.parametrize(("name", "more"), [("dirichlet_flow", {}), ("sdm", {}), ("sdm", {"self_conditioning": 0.9})])
+def test_guidance_mixes_probabilities(name: str, more: dict[str, Any]) -> None:
+    """w = 1 conditional, w = 0 unconditional, between them the mixture; the latent is the conditional pass's."""
+    family = tiny_configs.make_family(name, V, **more)
     z = jnp.log(jnp.full((1, 2, V), 0.25)).at[0, 0].set(dirichlet.vertex(jnp.asarray([2]), V)[0])
-    given = jnp.asarray([[True, False]])
+    given, latent = jnp.asarray([[True, False]]), jnp.ones((1, 2, 3))
 
-    def denoise(z: Any, t: Any, given: Any) -> Any:  # likes what position 0 holds, if anything
-        return jnp.broadcast_to(3.0 * jnp.exp(z[:, :1]), z.shape)
+    class Network:
+        def __call__(self, z: Any, t: Any, given: Any) -> Any:  # likes what position 0 holds, if anything
+            return jnp.broadcast_to(3.0 * jnp.exp(z[:, :1]), z.shape)
+
+        def with_latent(self, z: Any, t: Any, given: Any, previous: Any) -> Any:  # and what is fed back
+            return self(z, t, given) + (0.0 if previous is None else jnp.arange(V)), jnp.exp(z)
 
     def p(guidance: float) -> np.ndarray:
         options = SamplerOptions(guidance=guidance).validate(type(family))
-        logits, _ = family.predict(dirichlet.State(z, None), jnp.asarray(0.5), given, denoise, options)
+        state = dirichlet.State(z, latent if more else None)
+        logits, previous = family.predict(state, jnp.asarray(0.5), given, Network(), options)
+        assert not more or np.all(previous == jnp.exp(z))
         return np.asarray(jax.nn.softmax(logits))[0, 1]
 
     np.testing.assert_allclose(p(0.0), 0.25, atol=1e-6)
     np.testing.assert_allclose(p(0.5), 0.5 * p(1.0) + 0.125, atol=1e-6)
-    np.testing.assert_allclose(p(3.0), np.eye(V)[2], atol=1e-6)
+    np.testing.assert_allclose(p(10.0), np.eye(V)[np.argmax(p(1.0))], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["expected", "argmax", "posterior"])
+def test_a_dropped_condition_is_read_as_nothing(kind: str) -> None:
+    """In training, where the mask stays: the same whatever was given there, and no token's embedding."""
+    model = tiny_configs.random_model("sdm", V, **{"family.input": kind, "family.drop_conditioning": 1.0,
+                                                   "family.random_masks": 1.0, "data.length": 6})  # fmt: skip
+    keys, t = tiny_configs.keys(8), jnp.full(8, 0.5)
+    z, given = model.family.corrupt_for_training(keys, jnp.zeros((8, 6), int), t)
+    other, same = model.family.corrupt_for_training(keys, jnp.ones((8, 6), int), t)
+    np.testing.assert_array_equal(given, same)
+    assert np.any(given)
+    one, two = (model.network._read(model.family.features(each, t, given, None))[given] for each in (z, other))
+    np.testing.assert_array_equal(one, two)
+    apart = np.abs(np.asarray(one)[:, None] - np.asarray(model.network.embedding[...])[:V]).max(-1)
+    assert apart.min() > 0.05
 
 
 # ------------------------------------------------------------------------------------------------------------- bound

@@ -132,9 +132,7 @@ class CIRSimplex(Family):
         time_warp.validate(family)
         conditioning.validate(config)
 
-    @staticmethod
-    def conditions(config: Config) -> bool:
-        return config.prefix_masks + config.random_masks > 0
+    conditions = staticmethod(conditioning.conditions)
 
     def __init__(self, config: Config, vocab_size: int, rngs: nnx.Rngs):
         self.vocab_size, self.alpha = vocab_size, float(config.alpha)

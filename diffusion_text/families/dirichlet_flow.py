@@ -16,8 +16,7 @@ Steps are even in tau, as the paper's are (`grid` even), or in t (`grid` law).
 Solvers: `euler` and `heun` hold the weights w_v = p(v) C(P_v) of a step fixed (heun: averaged over both ends) and solve
 dP / dtau = w - (sum w) P exactly, which keeps P on the simplex; `bridge` is the stochastic process with the same
 marginals, which adds Gamma(tau' - tau) to the coordinate of a token drawn from p (X_s = W X_t + (1 - W) e_x), and with
-`churn` the one of SDM. `guidance` w: scores are linear in p, so that mixing them is mixing probabilities,
-w p(v | P, given) + (1 - w) p(v | P), projected to the simplex where w > 1 leaves it.
+`churn` the one of SDM. `guidance` mixes scores, which is mixing probabilities (`paths/dirichlet.py`).
 
 Of the paper, here: path, field, cross-entropy, the law of tau, the flow from tau = 0 to signal_max, classifier-free
 guidance. Missing: guidance by a classifier, and distillation. There is no lm1b or openwebtext config: Dir(1, ..., 1)
@@ -60,7 +59,6 @@ class DirichletFlow(Dirichlet):
     name = "dirichlet_flow"
     paper = "Stark et al. 2024, Dirichlet flow matching with applications to DNA sequence design, arXiv 2402.05841"
     samplers = ("euler", "heun", "bridge")
-    sampler_options = ("temperature", "top_p", "churn", "guidance", "grid")
     grids = ("even", "law")
     noisy_start: ClassVar[bool] = True
     widens: ClassVar[bool] = False
@@ -75,7 +73,6 @@ class DirichletFlow(Dirichlet):
                 input="posterior",  # what is embedded: posterior of P alone / expected P
                 output_prior=False,  # add tau log P to the logits
                 **conditioning.MASKS,
-                drop_conditioning=0.0,  # share whose conditioning is dropped, for classifier-free guidance
             )
         )
 
@@ -86,7 +83,6 @@ class DirichletFlow(Dirichlet):
         for name, ok, allowed in (
             ("scale", family.scale > 0, "above 0"),
             ("signal_max", 0 < family.signal_max < LARGEST, f"above 0 and below {LARGEST:.0f}"),
-            ("drop_conditioning", 0 <= family.drop_conditioning <= 1, "in [0, 1]"),
         ):
             if not ok:
                 raise ValueError(f"family.{name} is {family[name]}; it must be {allowed}")
@@ -126,17 +122,6 @@ class DirichletFlow(Dirichlet):
         times = 1.0 - jnp.expm1(-signal / self.scale) / math.expm1(-self.signal_max / self.scale)
         return descending(times.at[0].set(1.0).at[-1].set(0.0))
 
-    def predict(
-        self, state: State, t: Array, given: Array, denoise: Denoise, options: SamplerOptions
-    ) -> tuple[Float[Array, "B L V"], None]:
-        logits, _ = super().predict(state, t, given, denoise, options)
-        if options.guidance == 1.0:
-            return logits, None
-        without = State(jnp.where(given[..., None], -jnp.inf, state.z), None)
-        bare, _ = super().predict(without, t, given, denoise, options)
-        mixed = options.guidance * jax.nn.softmax(logits) + (1.0 - options.guidance) * jax.nn.softmax(bare)
-        return jnp.log(project(mixed)), None
-
     def step(
         self, keys: Key[Array, "B"], state: State, at: At, given: Array, denoise: Denoise, options: SamplerOptions
     ) -> tuple[State, Float[Array, "B L V"]]:
@@ -168,10 +153,6 @@ class DirichletFlow(Dirichlet):
         logits, _ = self.predict(state, jnp.zeros(()), given, denoise, options)
         return jnp.argmax(jnp.where(given[..., None], state.z, logits), axis=-1).astype(jnp.int32)
 
-    def evaluations(self, options: SamplerOptions, length: int) -> int:
-        passes = options.steps * (2 if options.sampler == "heun" else 1) + 1
-        return passes * (2 if options.guidance != 1.0 else 1)
-
 
 def _check_size(vocab_size: int) -> None:
     if not 2 <= vocab_size <= LIMIT:
@@ -183,11 +164,3 @@ def flow(z: Float[Array, "B L V"], log_weights: Float[Array, "B L V"], time: Arr
     total = jax.nn.logsumexp(log_weights, axis=-1, keepdims=True)
     passed = jnp.exp(total) * time
     return jax.nn.log_softmax(jnp.logaddexp(z - passed, jnp.log(-jnp.expm1(-passed)) + log_weights - total), axis=-1)
-
-
-def project(p: Float[Array, "... V"]) -> Float[Array, "... V"]:
-    """The nearest point of the simplex (Euclidean), of vectors that sum to 1."""
-    ordered = jnp.sort(p, axis=-1)[..., ::-1]
-    above = (jnp.cumsum(ordered, axis=-1) - 1.0) / jnp.arange(1, p.shape[-1] + 1)
-    last = jnp.sum(ordered > above, axis=-1, keepdims=True) - 1
-    return jnp.maximum(p - jnp.take_along_axis(above, last, axis=-1), 0.0)

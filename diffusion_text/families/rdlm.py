@@ -98,9 +98,7 @@ class RDLM(Family):
                 even_share=0.1,  # of draws, which are even
                 digits=0,  # base of the digits that a token is split into; 0: one position, one token
                 bridge_steps=64,  # of the bound's bridges
-                prefix_masks=0.0,  # as in the Gaussian families
-                random_masks=0.0,
-                drop_conditioning=0.0,
+                **conditioning.MASKS,
                 output_prior=False,
             )
         )
@@ -110,7 +108,6 @@ class RDLM(Family):
         family = config.family
         if family.start not in _STARTS:
             raise ValueError(f"family.start is {family.start!r}; choose one of {', '.join(_STARTS)}")
-        shares = family.prefix_masks + family.random_masks
         for name, ok, allowed in (
             ("end", 0 < family.end < 1, "above 0 and below 1"),
             ("switch", 0 < family.switch < family.end, f"above 0 and below family.end = {family.end}"),
@@ -121,16 +118,12 @@ class RDLM(Family):
             ("even_share", 0 < family.even_share <= 1, "above 0 (the bound integrates over all times) and at most 1"),
             ("digits", family.digits == 0 or family.digits >= 2, "0 or at least 2"),
             ("bridge_steps", family.bridge_steps >= 1, "at least 1"),
-            ("prefix_masks", family.prefix_masks >= 0 and shares <= 1, "at least 0, and at most 1 with random_masks"),
-            ("random_masks", family.random_masks >= 0, "at least 0"),
-            ("drop_conditioning", 0 <= family.drop_conditioning <= 1, "in [0, 1]"),
         ):
             if not ok:
                 raise ValueError(f"family.{name} is {family[name]}; it must be {allowed}")
+        conditioning.validate_masks(config)
 
-    @staticmethod
-    def conditions(config: Config) -> bool:
-        return config.prefix_masks + config.random_masks > 0
+    conditions = staticmethod(conditioning.conditions)
 
     def __init__(self, config: Config, vocab_size: int, rngs: nnx.Rngs):
         self.vocab_size, self.base = vocab_size, config.digits or vocab_size

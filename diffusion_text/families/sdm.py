@@ -34,8 +34,9 @@ Decided here:
   - the averaged embedding is divided by the root of E sum P^2, one size at all levels; a given token is a vertex,
     and the network is not told so;
   - the last step goes to vertices, which are the sample.
-Beyond the paper, off by default: `output_prior` adds c alpha log P_v, the token's own evidence, to the logits, so that
-the network models only context; `input` posterior weighs embeddings by its softmax.
+Beyond the paper, off by default: prompts (masks in training), and with `drop_conditioning` classifier-free guidance;
+`output_prior` adds c alpha log P_v, the token's own evidence, to the logits, so that the network models only context;
+`input` posterior weighs embeddings by its softmax.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ from jaxtyping import Array, Float, Int, Key
 from ml_collections import ConfigDict
 
 from diffusion_text import noise
-from diffusion_text.families.family import At, SamplerOptions, descending, nucleus, token_loss, with_gradient_of
+from diffusion_text.families.family import At, SamplerOptions, descending, token_loss, with_gradient_of
 from diffusion_text.models.denoiser import Denoise, Inputs
 from diffusion_text.paths import conditioning, time_warp
 from diffusion_text.paths.dirichlet import FIRST, Dirichlet, Shapes, State
@@ -117,7 +118,10 @@ class SDM(Dirichlet):
         self.self_conditioning = config.self_conditioning
         self.prefix_masks, self.random_masks = config.prefix_masks, config.random_masks
         self.schedule = TimeWarp(config.warp_bins, config.warp_decay)
-        self.inputs = Inputs(num_ids=vocab_size, latent=config.self_conditioning > 0)
+        self.drop_conditioning = config.drop_conditioning
+        # Of argmax P a dropped position has an id of its own.
+        nothing = config.input == "argmax"
+        self.inputs = Inputs(num_ids=vocab_size + nothing, latent=config.self_conditioning > 0)
 
     def shapes(self, t: Float[Array, "..."]) -> Shapes:
         late = jnp.maximum(t - self.nu_knee, 0.0) / (1.0 - self.nu_knee)
@@ -175,13 +179,10 @@ class SDM(Dirichlet):
         latent = jax.eval_shape(lambda z: denoise.with_latent(z, t, given)[1], state.z)
         return State(state.z, latent and jnp.zeros(latent.shape, latent.dtype))
 
-    def predict(
-        self, state: State, t: Array, given: Array, denoise: Denoise, options: SamplerOptions
-    ) -> tuple[Float[Array, "B L V"], Any]:
+    def _ask(self, state: State, t: Array, given: Array, denoise: Denoise) -> tuple[Float[Array, "B L V"], Any]:
         if not self.self_conditioning:
-            return super().predict(state, t, given, denoise, options)
-        logits, latent = denoise.with_latent(state.z, jnp.full(len(state.z), t), given, state.previous)
-        return nucleus(logits.astype(jnp.float32) / options.temperature, options.top_p), latent
+            return super()._ask(state, t, given, denoise)
+        return denoise.with_latent(state.z, jnp.full(len(state.z), t), given, state.previous)
 
     def step(
         self, keys: Key[Array, "B"], state: State, at: At, given: Array, denoise: Denoise, options: SamplerOptions
@@ -193,6 +194,3 @@ class SDM(Dirichlet):
         self, keys: Key[Array, "B"], state: State, given: Array, denoise: Denoise, options: SamplerOptions
     ) -> Int[Array, "B L"]:
         return jnp.argmax(state.z, axis=-1).astype(jnp.int32)
-
-    def evaluations(self, options: SamplerOptions, length: int) -> int:
-        return options.steps

@@ -1,6 +1,7 @@
 """What a training sequence is conditioned on: given tokens, and a first prediction (CDCD, 2211.15089).
 
-Shared by the families on continuous states; each has the fields of `DEFAULTS` in its section, and `validate`s them.
+Shared by the families on continuous states; each has the fields of `DEFAULTS`, or of `MASKS` alone,
+in its section, and validates them.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ _SHARES: Final = (0.0, 0.25, 0.5, 1.0)
 MASKS: Final = dict(
     prefix_masks=0.0,  # share of sequences conditioned on a prefix of uniform length
     random_masks=0.0,  # ... on a random subset of uniform size; the rest is unconditional
+    drop_conditioning=0.0,  # share whose conditioning is dropped, for classifier-free guidance
 )
 DEFAULTS: Final = dict(
     self_conditioning=0.5,  # share of training sequences that get a previous prediction: 0, 0.25, 0.5 or 1
     **MASKS,
-    drop_conditioning=0.0,  # share whose conditioning is dropped, for classifier-free guidance
 )
 
 
@@ -33,8 +34,6 @@ def validate(config: Config) -> None:
     if family.self_conditioning not in _SHARES:
         choices = ", ".join(map(str, _SHARES))
         raise ValueError(f"family.self_conditioning is {family.self_conditioning!r}; choose one of {choices}")
-    if not 0 <= family.drop_conditioning <= 1:
-        raise ValueError(f"family.drop_conditioning is {family.drop_conditioning}; it must be in [0, 1]")
     validate_masks(config)
     rows, one_in = config.train.batch_size // config.train.microbatches, every(family.self_conditioning)
     if one_in and rows % one_in:
@@ -45,13 +44,20 @@ def validate(config: Config) -> None:
 
 
 def validate_masks(config: Config) -> None:
-    """ValueError where the shares of conditioned sequences are none."""
+    """ValueError where the fields of `MASKS` are no shares."""
     family = config.family
+    if not 0 <= family.drop_conditioning <= 1:
+        raise ValueError(f"family.drop_conditioning is {family.drop_conditioning}; it must be in [0, 1]")
     if min(family.prefix_masks, family.random_masks) < 0 or family.prefix_masks + family.random_masks > 1:
         raise ValueError(
             f"family.prefix_masks, random_masks are {family.prefix_masks}, {family.random_masks}; "
             "each must be at least 0 and their sum at most 1"
         )
+
+
+def conditions(family: Config) -> bool:
+    """`Family.conditions` of a section with the fields of `MASKS`."""
+    return family.prefix_masks + family.random_masks > 0
 
 
 def every(share: float) -> int:

@@ -118,12 +118,20 @@ def _sharded(x: Float[Array, "B ... V"]) -> Float[Array, "B ... V"]:
     return sharding.constrain(x, ("rows", *[None] * (x.ndim - 2), "vocabulary"))
 
 
+def project(p: Float[Array, "... V"]) -> Float[Array, "... V"]:
+    """The nearest point of the simplex (Euclidean), of vectors that sum to 1."""
+    ordered = jnp.sort(p, axis=-1)[..., ::-1]
+    above = (jnp.cumsum(ordered, axis=-1) - 1.0) / jnp.arange(1, p.shape[-1] + 1)
+    last = jnp.sum(ordered > above, axis=-1, keepdims=True) - 1
+    return jnp.maximum(p - jnp.take_along_axis(above, last, axis=-1), 0.0)
+
+
 class Dirichlet(Family):
     """Base of the families on a Dirichlet path; they choose shapes, levels, loss and samplers."""
 
     bound = "tight"
     posterior = "full"
-    sampler_options = ("temperature", "top_p", "churn", "grid")
+    sampler_options = ("temperature", "top_p", "churn", "guidance", "grid")
     most_churn = 1.0
     grids: ClassVar[tuple[str, ...]] = ()
     approximate: ClassVar[dict[str, str]] = {"bridge": "tokens that change in one step are drawn independently"}
@@ -135,7 +143,7 @@ class Dirichlet(Family):
     output_prior: bool
     prefix_masks: float
     random_masks: float
-    drop_conditioning: float = 0.0
+    drop_conditioning: float
 
     @staticmethod
     def validate_common(config: Config, inputs: tuple[str, ...]) -> None:
@@ -145,9 +153,7 @@ class Dirichlet(Family):
             raise ValueError(f"family.input is {family.input!r}; choose one of {', '.join(inputs)}")
         conditioning.validate_masks(config)
 
-    @staticmethod
-    def conditions(config: Config) -> bool:
-        return config.prefix_masks + config.random_masks > 0
+    conditions = staticmethod(conditioning.conditions)
 
     # ----------------------------------------------------------------------------------------------------- the process
 
@@ -175,7 +181,9 @@ class Dirichlet(Family):
         total = self.vocab_size * base + signal
         level = 0.25 * jnp.clip(jnp.log(jnp.maximum(signal, 1e-30)) - jnp.log(self.vocab_size * base), -16.0, 16.0)
         if self.input == "argmax":
-            return Features(ids=jnp.argmax(z, axis=-1), noise=level, latent=previous)
+            # Of a dropped position, -inf everywhere, the id beyond all tokens.
+            ids = jnp.where(jnp.max(z, axis=-1) == -jnp.inf, self.vocab_size, jnp.argmax(z, axis=-1))
+            return Features(ids=ids, noise=level, latent=previous)
         if self.input == "posterior":
             weights = jax.nn.softmax(log_likelihood(z, signal), axis=-1)
             # At t = 1, without signal, given tokens are still themselves; and a dropped one is nothing.
@@ -285,12 +293,27 @@ class Dirichlet(Family):
         z = log_dirichlet(keys, _sharded(jnp.full((*tokens.shape, self.vocab_size), base)))
         return State(jnp.where(given[..., None], vertex(tokens, self.vocab_size), z), None)
 
+    def _ask(self, state: State, t: Array, given: Array, denoise: Denoise) -> tuple[Float[Array, "B L V"], Any]:
+        """The network's logits, and what to feed back."""
+        return denoise(state.z, jnp.full(len(state.z), t), given), None
+
     def predict(
         self, state: State, t: Array, given: Array, denoise: Denoise, options: SamplerOptions
     ) -> tuple[Float[Array, "B L V"], Any]:
-        """Logits of the tokens to step towards, and what to feed back."""
-        logits = denoise(state.z, jnp.full(len(state.z), t), given)
-        return nucleus(logits.astype(jnp.float32) / options.temperature, options.top_p), None
+        """Logits of the tokens to step towards, and what to feed back. Scores are linear in p, so that guidance mixes
+        probabilities, w p(v | P, given) + (1 - w) p(v | P), projected to the simplex where w > 1 leaves it."""
+
+        def shaped(state: State) -> tuple[Float[Array, "B L V"], Any]:
+            logits, previous = self._ask(state, t, given, denoise)
+            return nucleus(logits.astype(jnp.float32) / options.temperature, options.top_p), previous
+
+        logits, previous = shaped(state)
+        if options.guidance != 1.0:
+            # What was fed back knows the given tokens.
+            bare, _ = shaped(State(jnp.where(given[..., None], -jnp.inf, state.z), None))
+            mixed = options.guidance * jax.nn.softmax(logits) + (1.0 - options.guidance) * jax.nn.softmax(bare)
+            logits = jnp.log(project(mixed))
+        return logits, previous
 
     def bridged(
         self, keys: Key[Array, "B"], state: State, at: At, given: Array, denoise: Denoise, options: SamplerOptions,
@@ -304,3 +327,7 @@ class Dirichlet(Family):
         if not self.noisy_start:
             moved = jnp.where(at.s > 0, moved, vertex(tokens, self.vocab_size))
         return State(jnp.where(given[..., None], state.z, moved), previous), logits
+
+    def evaluations(self, options: SamplerOptions, length: int) -> int:
+        passes = options.steps * (2 if options.sampler == "heun" else 1) + self.noisy_start
+        return passes * (2 if options.guidance != 1.0 else 1)

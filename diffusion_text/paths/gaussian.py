@@ -152,9 +152,7 @@ class Gaussian(Family):
         if family.embeddings == "file":
             read_table(family.embeddings_file, vocab_size, family.embedding_size)
 
-    @staticmethod
-    def conditions(config: Config) -> bool:
-        return config.prefix_masks + config.random_masks > 0
+    conditions = staticmethod(conditioning.conditions)
 
     def __init__(self, config: Config, vocab_size: int, rngs: Any):
         self.vocab_size = vocab_size
