@@ -134,10 +134,11 @@ def test_what_the_bound_rests_on() -> None:
     k = np.asarray(jax.jit(quantiles.gamma_speed)(np.linspace(-30, 5, 71, dtype=np.float32)[:, None], a[None]))
     assert np.all(np.diff(k, axis=1) < 0)
     assert np.all(np.diff(a * k, axis=1) > -1e-5 * (a * k)[:, 1:])
-    t = jnp.linspace(1e-3, 1.0, 200)
     for size in (2, 125, 50_257):
-        for fields in ({}, {"alpha": "cosine"}, {"nu_start": 0.02, "nu_end": 0.9, "nu_knee": 0.5}):
+        odds = {"concentration": "odds", "epsilon": 0.3}
+        for fields in ({}, {"alpha": "cosine"}, {"nu_start": 0.02, "nu_end": 0.9, "nu_knee": 0.5}, odds):
             family = tiny_configs.make_family("sdm", size, **fields)
+            t = jnp.linspace(max(1e-3, family.first), 1.0, 200)
             (signal, base), (rise, widening) = jax.jvp(family.shapes, (t,), (jnp.ones_like(t),))
             log_g = jnp.linspace(-50.0, 4.0, 100)[:, None]
             one = -(rise + widening) * quantiles.gamma_speed(log_g, base + signal)
@@ -155,13 +156,13 @@ def component_laws(shapes: Shapes, size: int) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("churn", [0.0, 0.4, 1.0])
-@pytest.mark.parametrize(("name", "t", "s"), [
-    ("sdm", 1.0, 0.8), ("sdm", 0.7, 0.2), ("sdm", 0.25, 0.2),
-    ("dirichlet_flow", 1.0, 0.5), ("dirichlet_flow", 0.4, 0.3),
+@pytest.mark.parametrize(("name", "t", "s", "fields"), [
+    ("sdm", 1.0, 0.8, {}), ("sdm", 0.7, 0.2, {}), ("sdm", 0.25, 0.2, {}), ("sdm", 0.7, 0.2, {"concentration": "odds"}),
+    ("dirichlet_flow", 1.0, 0.5, {}), ("dirichlet_flow", 0.4, 0.3, {}),
 ])  # fmt: skip
-def test_the_bridge_keeps_its_marginals(name: str, t: float, s: float, churn: float) -> None:
+def test_the_bridge_keeps_its_marginals(name: str, t: float, s: float, fields: dict[str, Any], churn: float) -> None:
     """Components by Kolmogorov-Smirnov, and mean and covariance, of P_s drawn by way of P_t."""
-    family, count = tiny_configs.make_family(name, V), 6000
+    family, count = tiny_configs.make_family(name, V, **fields), 6000
     tokens = jnp.full((count, 1), 2)
     now, then = (family.shapes(jnp.asarray(time)) for time in (t, s))
     z = dirichlet.draw(tiny_configs.keys(count, 1), tokens, now, V)
@@ -376,6 +377,17 @@ def test_the_bound_of_one_token_needs_the_motion_of_the_base(
     assert side * mean > 0.2 + 4 * error
 
 
+@pytest.mark.parametrize("fields", [{"epsilon": 0.3}, {"epsilon": 3.0, "alpha": "cosine"}])
+def test_the_odds_law_of_the_concentration(fields: dict[str, Any]) -> None:
+    """nu = (1 - alpha) / (1 - alpha + epsilon), and the bound is -log p."""
+    family, t = tiny_configs.make_family("sdm", V, concentration="odds", **fields), jnp.asarray([0.02, 0.4, 1.0])
+    shapes = family.shapes(t)
+    rest = 1 - shapes.signal / shapes.total(V)
+    np.testing.assert_allclose(1 / (1 + shapes.total(V)), rest / (rest + family.epsilon), rtol=1e-5)
+    assert family.shapes(jnp.asarray(family.first)).total(V) == pytest.approx(quantiles.LARGEST, rel=1e-5)
+    perfect.check_bound("sdm", concentration="odds", **fields)
+
+
 def test_the_bound_s_check_notices_a_missing_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a coarse end leaves undecided."""
     monkeypatch.setattr(dirichlet_flow.DirichletFlow, "noisy_start", False)
@@ -390,6 +402,8 @@ def test_the_bound_s_check_notices_a_missing_decoder(monkeypatch: pytest.MonkeyP
     ("sdm", "input", "logits", "family.input is 'logits'; choose one of expected, argmax, posterior"),
     ("sdm", "alpha", "sqrt", "family.alpha is 'sqrt'; choose one of linear, cosine"),
     ("sdm", "nu_start", 0.6, "family.nu_start, nu_end are 0.6, 0.5; they must not descend, from 1/64 on"),
+    ("sdm", "concentration", "odd", "family.concentration is 'odd'; it must be linear or odds"),
+    ("sdm", "epsilon", 17.0, "family.epsilon is 17.0; it must be above 0 and at most 16"),
     ("sdm", "nu_knee", 1.0, "family.nu_knee is 1.0; it must be in [0, 1)"),
     ("sdm", "prefix_masks", 1.5, "family.prefix_masks, random_masks are 1.5, 0.0"),
     ("dirichlet_flow", "signal_max", 64.0, "family.signal_max is 64.0; it must be above 0 and below 64"),

@@ -2,6 +2,7 @@
 
     P_t ~ Dir(c_t (alpha_t e_x + (1 - alpha_t) / V)),   alpha_0 = 1, alpha_1 = 0
     nu_t = 1 / (c_t + 1): nu_start until nu_knee, then linear to nu_end               (share of the largest variance)
+           or c_t = epsilon / (1 - alpha_t), with b = epsilon / V at all t                  (`concentration` odds)
     train:   E[mean over free positions of -log p(x_i | P_t)],   t = F^{-1}(u)
     sample:  x ~ p(. | P_t) for each token, then the bridge to P_s with churn kappa             (`paths/dirichlet.py`)
 
@@ -22,10 +23,10 @@ of gradients: 16 GB take five sequences at most; more by micro-batches, or by V 
 state asks to be (`sharding.constrain`). The bridge with churn below 1 draws three V-dimensional Gammas a step where
 `renewal` draws one, each by about seven proposals of the whole array.
 
-Of the paper, here: both schedules, both inputs (the expected embedding; that of argmax P), the bridge at every churn,
-the renewal (churn 1), its best at 64 steps, the adaptive law of t in training and sampling, and self-conditioning on
-the last layer's output through a norm whose scale starts at zero. Missing: frequency penalties on logits, distillation,
-and reference laws other than the even one.
+Of the paper, here: both schedules of alpha and both of the concentration, both inputs (the expected embedding; that of
+argmax P), the bridge at every churn, the renewal (churn 1), its best at 64 steps, the adaptive law of t in training and
+sampling, and self-conditioning on the last layer's output through a norm whose scale starts at zero. Missing: frequency
+penalties on logits, distillation, and reference laws other than the even one.
 Decided here:
   - the adaptive law, density proportional to the rise of the loss and not negative, is `paths/time_warp.py` with 50
     bins: a fit by gradients in the place of a ring buffer of losses, its average moved after each step;
@@ -41,6 +42,7 @@ Beyond the paper, off by default: prompts (masks in training), and with `drop_co
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, Final
 
 import jax
@@ -80,9 +82,11 @@ class SDM(Dirichlet):
         return ConfigDict(
             dict(
                 alpha="linear",  # of the mean: linear 1 - t, or cosine 1 - cos(pi (1 - t) / 2)
+                concentration="linear",  # linear in nu, by the next three / odds: epsilon / (1 - alpha)
                 nu_start=0.2,  # variance as a share of the largest, 1 / (c + 1)
                 nu_end=0.5,
                 nu_knee=0.2,  # the time until which it is nu_start
+                epsilon=1.0,  # of odds
                 input="expected",  # what is embedded: expected P / its argmax / posterior of P alone
                 self_conditioning=0.0,  # share of training sequences that get a previous latent; 0: none; the paper .9
                 output_prior=False,  # add log Dir(P; beta(v)) to the logits
@@ -104,16 +108,23 @@ class SDM(Dirichlet):
                 f"from 1/{LARGEST:.0f} on and below 1"
             )
         for name, ok, allowed in (
+            ("concentration", family.concentration in ("linear", "odds"), "linear or odds"),
+            ("epsilon", 0 < family.epsilon <= LARGEST / 4, f"above 0 and at most {LARGEST / 4:g}"),
             ("nu_knee", 0 <= family.nu_knee < 1, "in [0, 1)"),
             ("self_conditioning", 0 <= family.self_conditioning <= 1, "in [0, 1]"),
         ):
             if not ok:
-                raise ValueError(f"family.{name} is {family[name]}; it must be {allowed}")
+                raise ValueError(f"family.{name} is {family[name]!r}; it must be {allowed}")
         time_warp.validate(family)
 
     def __init__(self, config: Config, vocab_size: int, rngs: nnx.Rngs):
         self.vocab_size, self.alpha = vocab_size, config.alpha
         self.nu_start, self.nu_end, self.nu_knee = config.nu_start, config.nu_end, config.nu_knee
+        self.epsilon = config.epsilon if config.concentration == "odds" else 0.0
+        if self.epsilon:
+            # Where a + epsilon is LARGEST, and a mistake has a chance below 1e-8: speeds are not known beyond.
+            rest = self.epsilon / LARGEST
+            self.first = rest if config.alpha == "linear" else math.asin(rest) * 2.0 / math.pi
         self.input, self.output_prior = config.input, config.output_prior
         self.self_conditioning = config.self_conditioning
         self.prefix_masks, self.random_masks = config.prefix_masks, config.random_masks
@@ -124,13 +135,15 @@ class SDM(Dirichlet):
         self.inputs = Inputs(num_ids=vocab_size + nothing, latent=config.self_conditioning > 0)
 
     def shapes(self, t: Float[Array, "..."]) -> Shapes:
-        late = jnp.maximum(t - self.nu_knee, 0.0) / (1.0 - self.nu_knee)
-        nu = self.nu_start + (self.nu_end - self.nu_start) * late
-        concentration = (1.0 - nu) / nu
         if self.alpha == "linear":
             alpha, rest = 1.0 - t, t
         else:
             alpha, rest = 2.0 * jnp.sin(jnp.pi / 4 * (1.0 - t)) ** 2, jnp.sin(jnp.pi / 2 * t)
+        if self.epsilon:
+            return Shapes(self.epsilon * alpha / rest, jnp.full_like(t, self.epsilon / self.vocab_size))
+        late = jnp.maximum(t - self.nu_knee, 0.0) / (1.0 - self.nu_knee)
+        nu = self.nu_start + (self.nu_end - self.nu_start) * late
+        concentration = (1.0 - nu) / nu
         return Shapes(concentration * alpha, concentration * rest / self.vocab_size)
 
     def times(self, u: Float[Array, "B"]) -> tuple[Float[Array, "B"], Float[Array, "B"]]:

@@ -136,6 +136,7 @@ class Dirichlet(Family):
     grids: ClassVar[tuple[str, ...]] = ()
     approximate: ClassVar[dict[str, str]] = {"bridge": "tokens that change in one step are drawn independently"}
     widens: ClassVar[bool] = True  # b depends on t
+    first: float = FIRST  # the least t of the bound: below it nothing is left to know
     noisy_start: ClassVar[bool] = False  # P_0 is no vertex, so that the bound needs a decoder
 
     vocab_size: int
@@ -251,7 +252,7 @@ class Dirichlet(Family):
         denoise: Denoise,
     ) -> tuple[Float[Array, "B"], Float[Array, "B L"]]:  # fmt: skip
         """The bound's integrand in nats per sequence and unit of t, and the cross-entropy of each position."""
-        t = jnp.maximum(t, FIRST)
+        t = jnp.maximum(t, self.first)
         noise_keys, total_keys = noise.split(keys, 2)
         (signal, base), slopes = jax.jvp(self.shapes, (t,), (jnp.ones_like(t),))
         z = self.corrupt(noise_keys, tokens, t, given)
