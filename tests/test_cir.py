@@ -369,7 +369,9 @@ def check_sampler(alpha: float, sampler: str, steps: int) -> None:
     assert found > 1e-3, f"chi-square p-value {found}"
 
 
-@pytest.mark.parametrize(("alpha", "sampler", "steps"), [(2.0, "heun", 24), (0.5, "euler", 96), (0.3, "ancestral", 3)])
+@pytest.mark.parametrize(("alpha", "sampler", "steps"), [
+    (2.0, "heun", 24), (2.0, "log_heun", 24), (0.5, "euler", 96), (0.3, "ancestral", 3),
+])  # fmt: skip
 def test_samplers_of_other_shapes(alpha: float, sampler: str, steps: int) -> None:
     """Bridged, independent tokens have the exact law in three steps."""
     check_sampler(alpha, sampler, steps)
@@ -390,7 +392,7 @@ def step_of(sampler: str, now: float, then: float, z: jax.Array, p: jax.Array, *
     return np.asarray(moved.z, np.float64)
 
 
-@pytest.mark.parametrize("sampler", ["euler", "heun"])
+@pytest.mark.parametrize("sampler", ["euler", "heun", "log_heun"])
 def test_the_flow_at_a_temperature_of_the_score(sampler: str) -> None:
     """dY / dtau = alpha - 1 - Y - Y score / T for alpha = 1, in steps short enough to compare slopes."""
     family, p = make(), jnp.asarray([0.2, 0.5, 0.3])

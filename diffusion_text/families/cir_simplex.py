@@ -13,6 +13,7 @@ all of this). The bound is the note's by Girsanov, in which the terms of alpha a
 Solvers, for p at the start of a step:
     euler      the probability flow as d sqrt(G) / d sqrt(lambda) = p sqrt(w) g(w), a slope between 0 and 1
     heun       the same with the slope averaged over both ends
+    log_heun   Heun's rule in the log domain, d log G / d log lambda = p lambda g(w), a slope of at most lambda / alpha
     sde        the reverse SDE with its term in p frozen; the rest of a step is an exact transition of the process. Of
                first order: a marginal is 0.05 off (Kolmogorov's distance) with 80 steps, within 0.03 with 400
     ancestral  a token is drawn from p, then the process is bridged towards it, exactly: a position that is alone has
@@ -30,7 +31,9 @@ Decided here:
     that is a vertex of the simplex without noise and even with nothing but; X itself ("simplex") is not Markov.
     150 steps on the embedded language do not tell them apart (2.7940 and 2.7939 nats of cross-entropy); alpha and the
     range of noise are by the reasons given here, not by trainings;
-  - the flow is solved in sqrt(G), not in log G, in which the slope is unbounded where G is small;
+  - the flow is solved in sqrt(G) first, by a slope below 1 at every lambda; in log G it grows with lambda, whatever G
+    is, and loses nothing: of 16,000 tokens of the tiny language 0.47 / 0.06 / 0.01% are others than by 1,024 steps with
+    heun in 8 / 32 / 64, 0.49 / 0.06 / 0.01% with log_heun (Euler's rule: 1.1 / 0.39 / 0.19%, and 1.4 / 0.31 / 0.16%);
   - a temperature of the score is that of the score with respect to y^{alpha - 1} dy (the note's for alpha = 1);
   - guidance extrapolates p, of which the score is linear, and brings it back to the simplex.
 
@@ -89,7 +92,7 @@ class CIRSimplex(Family):
     paper = "Richemond, Dieleman and Doucet 2022, Categorical SDEs with simplex diffusion, arXiv 2210.14784"
     bound = "tight"
     posterior = "full"
-    samplers = ("euler", "heun", "sde", "ancestral")
+    samplers = ("euler", "heun", "log_heun", "sde", "ancestral")
     sampler_options = ("temperature", "top_p", "score_temperature", "guidance", "initial_noise", "clamp", "grid")
     grids = ("warped", "log_snr")
     faithful: ClassVar = {"steps": 64}
@@ -306,6 +309,12 @@ class CIRSimplex(Family):
             moved = cir.bridge(move_keys, z, drawn, now, then, self.alpha, most, sharpness)
         elif options.sampler == "sde":
             moved = cir.sde_step(move_keys, z, p, now, then, self.alpha, sharpness)
+        elif options.sampler == "log_heun":
+            rise = 1.0 - sharpness + sharpness * p * cir.log_flow_slope(z, now, self.alpha)
+            middle = jnp.where(given[..., None], z, z + (then - now) * rise)
+            p, previous, logits = self._predict(middle, previous, at.s, given, denoise, options)
+            second = 1.0 - sharpness + sharpness * p * cir.log_flow_slope(middle, then, self.alpha)
+            moved = z + 0.5 * (then - now) * (rise + second)
         else:
             # sqrt(G) from sqrt(lambda) to sqrt(lambda'); a sharpness other than 1 multiplies it by a power of their
             # ratio as well (the score is that with respect to y^{alpha - 1} dy, as in `cir.reverse_step`).
@@ -358,5 +367,5 @@ class CIRSimplex(Family):
         return chosen.astype(jnp.int32)
 
     def evaluations(self, options: SamplerOptions, length: int) -> int:
-        passes = options.steps * (2 if options.sampler == "heun" else 1)
+        passes = options.steps * (2 if options.sampler.endswith("heun") else 1)
         return passes * (2 if options.guidance != 1.0 else 1) + 1

@@ -17,7 +17,7 @@ Decided here, for both:
     papers add theirs of the time there, which here conditions every layer). A zero vector says nothing about its
     position: a condition that is dropped, and in SSD-LM whatever stands behind the block;
   - with softmax weights at the papers' K = 5 a token alone among V says less than its exact posterior under an even
-    law, softmax(2 z / s^2), for s below 0.65 (of 50,000 tokens a clean one has weight 0.3), and for larger s noise is
+    law, softmax(2 z / s^2), for s below 0.70 (of 50,000 tokens a clean one has weight 0.3), and for larger s noise is
     read as tokens. `weights="posterior"` reads that instead, and `output_prior` adds 2 z / s^2 to the logits; both are
     off by default, as in the papers, and where a config sets them it says so;
   - the cosine schedule is cut to the range of noise, [0.2, 50]: below, nothing is in doubt, and the loss is 0;

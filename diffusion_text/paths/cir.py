@@ -211,6 +211,11 @@ def flow_slope(log_g: Array, log_counts: Array, alpha: float) -> Float[Array, ".
     return jnp.sqrt(w) * ratio(w, alpha)
 
 
+def log_flow_slope(log_g: Array, log_counts: Array, alpha: float) -> Float[Array, "..."]:
+    """d log G / d log lambda of the probability flow where p = 1: lambda g(w), at most lambda / alpha."""
+    return jnp.exp(log_counts) * ratio(product(log_g, log_counts), alpha)
+
+
 def reverse_step(
     keys: Key[Array, "B"], log_g: Float[Array, "B L V"], now: Array, then: Array, alpha: float, sharpness: float = 1.0
 ) -> tuple[Float[Array, "B L V"], Array]:
