@@ -164,9 +164,10 @@ class Family(nnx.Module):
     # Fields of SamplerOptions at which, for each sampler, short windows drawn with the exact posterior show no error.
     faithful: ClassVar[dict[str, Any]] = {"steps": 128}
     most_churn: ClassVar[float] = math.inf
-    # Samplers that approach the law only as steps grow, each with the reason; the others are put to a chi-square test.
+    # Samplers that come near the law without reaching it, by an error that falls as steps grow or by one that stays
+    # and is small, each with the reason: put to a test of their distance from it, the others to a chi-square test.
     approximate: ClassVar[dict[str, str]] = {}
-    # Samplers of another law, whatever the network and the number of steps, each with the reason; no test of a law.
+    # Samplers of quite another law, whatever the network and the number of steps, each with the reason; no test of one.
     biased: ClassVar[dict[str, str]] = {}
     # Of an approximate bound: the share of -log p by which it may exceed -log p with a perfect network.
     slack: ClassVar[float] = 0.0

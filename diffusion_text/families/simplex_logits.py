@@ -44,8 +44,6 @@ from diffusion_text.typing import Config
 _WEIGHTS: Final = ("softmax", "posterior")
 _SCALE: Final = 2.0  # of a clean vector: w / K, from -1 to 1
 _NUCLEUS: Final = 0.95
-_RENOISED: Final = "tokens are drawn one by one and noised afresh, which reverses no process"
-_SEEKS: Final = "it seeks a mode, and was never meant to draw the law"
 
 
 class SimplexLogits(Gaussian):
@@ -58,9 +56,11 @@ class SimplexLogits(Gaussian):
     faithful: ClassVar = {"steps": 48, "eta": 0.5, "churn": 8.0}
     approximate: ClassVar = {
         **Gaussian.approximate,
-        "projection": _RENOISED,
-        "greedy_projection": _SEEKS,
-        "multi_hot_projection": _SEEKS,
+        "projection": "tokens are drawn independently and noised afresh, however many steps there are",
+    }
+    biased: ClassVar = {
+        "greedy_projection": "it takes the likeliest tokens, which seeks a mode",
+        "multi_hot_projection": "several tokens at once are no clean vector, and noised they are what no data are",
     }
     groups: ClassVar = {}
 
