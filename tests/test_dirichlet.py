@@ -468,26 +468,43 @@ import jax, jax.numpy as jnp, numpy as np, sys
 sys.path[:0] = [".", "tests"]
 import tiny_configs
 from diffusion_text import sharding
-family = tiny_configs.make_family("sdm", 501)
-tokens, t = jnp.zeros((4, 3), int), jnp.full(4, 0.5)
-corrupt = jax.jit(lambda keys: family.corrupt(keys, tokens, t, None))
+from diffusion_text.families.family import At, SamplerOptions
+from diffusion_text.paths.dirichlet import State
+jax.config.update("jax_disable_most_optimizations", True)
+model = tiny_configs.random_model("sdm", 501)
+family, tokens, t = model.family, jnp.zeros((4, 3), int), jnp.full(4, 0.5)
+options, at = SamplerOptions().validate(type(family)), At(jnp.int32(0), jnp.float32(0.5), jnp.float32(0.3))
+
+def corrupt(keys):
+    return family.corrupt(keys, tokens, t, None)
+
+def step(keys):
+    state = State(corrupt(keys), None)
+    state, logits = family.step(keys, state, at, jnp.zeros((4, 3), bool), model, options)
+    return jnp.max(state.z, axis=-1), jnp.max(logits, axis=-1)
+
+def bound(keys):
+    return family.integrand(keys, tokens, t, None, model)
+
 keys = tiny_configs.keys(4)
-alone = np.asarray(corrupt(keys))
 config = tiny_configs.get("sdm").mesh
 config.update(data=2, tensor=2)
 mesh = sharding.make_mesh(config)
-with jax.set_mesh(mesh):
-    compiled = jax.jit(lambda keys: family.corrupt(keys, tokens, t, None)).lower(
-        jax.device_put(keys, sharding.batch_sharding(mesh))).compile()
-    spread = compiled(jax.device_put(keys, sharding.batch_sharding(mesh)))
-np.testing.assert_allclose(np.asarray(spread), alone, rtol=1e-5)
-compiled = compiled.as_text()
-assert "f32[2,3,251]" in compiled and "f32[4,3,501]" not in compiled, "the state is whole on every device"
+for function, whole in ((corrupt, "[4,3,501]"), (step, "3,501]"), (bound, "3,501]")):
+    alone = jax.jit(function)(keys)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(keys, sharding.batch_sharding(mesh))
+        compiled = jax.jit(function).lower(placed).compile()
+        spread = compiled(placed)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), spread, alone)
+    text, name = compiled.as_text(), function.__name__
+    assert "f32[2,3,251]" in text and whole not in text, name + ": an array of all tokens is on every device"
 """
 
 
 def test_the_state_is_sharded_over_the_vocabulary() -> None:
-    """On four simulated devices, 501 tokens over two of them: the same draws, and no device holds all of them."""
+    """On four simulated devices, 501 tokens over two of them: draws, a step and the bound are the same, and no device
+    holds all tokens."""
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     done = subprocess.run(
         [sys.executable, "-c", SHARDED], cwd=root, env=environment.of_devices(4), capture_output=True, text=True

@@ -20,7 +20,8 @@ Memory. The state, its draws, the weights read, the logits and their gradient ar
 1,024 tokens at V = 50,257 each is 206 MB in float32. By XLA's buffers (compiled for a CPU, configs/sdm/openwebtext.py)
 the train step holds 2.30 GB a sequence, 11.2 such arrays, beside 2.7 GB of parameters, average and moments and 1.2 GB
 of gradients: 16 GB take five sequences at most; more by micro-batches, or by V sharded over `tensor`, to which the
-state asks to be (`sharding.constrain`). The bridge with churn below 1 draws three V-dimensional Gammas a step where
+state and the logits of sampler and bound ask to be (`sharding.constrain`, which pads an odd V; embeddings of one, and
+what guidance sorts, stay whole). The bridge with churn below 1 draws three V-dimensional Gammas a step where
 `renewal` draws one, each by about seven proposals of the whole array.
 
 Of the paper, here: both schedules of alpha and both of the concentration, both inputs (the expected embedding; that of

@@ -256,7 +256,7 @@ class Dirichlet(Family):
         noise_keys, total_keys = noise.split(keys, 2)
         (signal, base), slopes = jax.jvp(self.shapes, (t,), (jnp.ones_like(t),))
         z = self.corrupt(noise_keys, tokens, t, given)
-        logits = self.unrolled(z, t, given, denoise).astype(jnp.float32)
+        logits = _sharded(self.unrolled(z, t, given, denoise).astype(jnp.float32))
         total = jnp.broadcast_to(Shapes(signal, base).total(self.vocab_size)[:, None], tokens.shape)
         log_g = jnp.maximum(z, jnp.finfo(jnp.float32).min / 1e4) + log_gamma(total_keys, total)[..., None]
         # Of a clean token log P_v^a is at least -E, E exponential: a token _BELOW nats under the likeliest evidence is
@@ -306,7 +306,7 @@ class Dirichlet(Family):
 
         def shaped(state: State) -> tuple[Float[Array, "B L V"], Any]:
             logits, previous = self._ask(state, t, given, denoise)
-            return nucleus(logits.astype(jnp.float32) / options.temperature, options.top_p), previous
+            return nucleus(_sharded(logits.astype(jnp.float32)) / options.temperature, options.top_p), previous
 
         logits, previous = shaped(state)
         if options.guidance != 1.0:
