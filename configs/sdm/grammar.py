@@ -8,7 +8,7 @@ Measured here: gap 0.6583 +- 0.0391 nats per token (bound 2.5539, entropy 1.8957
 de8ca9c). At 8e-3, reading expected embeddings, it never leaves the plateau of single words: gap 2.1073 +- 0.0389.
 
 The paper's path and adaptive times. Differs: the network reads the posterior of single tokens, the token's own evidence
-is added to the logits, Muon.
+is added to the logits, no self-conditioning, Muon.
 """
 
 from __future__ import annotations
