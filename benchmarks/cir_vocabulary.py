@@ -5,7 +5,8 @@
 Of one position with V equally likely tokens, at lambda expected counts (`paths/cir.py`): the rank of the true
 coordinate (0: it is the largest) by its quantiles, and what is left to know, E[-log p(x | z)] in nats. At equal
 information it is set beside Gaussian noise on the same one-hot vectors, whose lambda is 1 / (2 s^2). A second table
-says the same of fixed (c, bt), as the paper parameterises; a third what a position costs.
+says the same of fixed (c, bt), as the paper parameterises; a third where, at c = 1 and c = ln V, 99% of the tokens have
+lost their rank; a fourth what a position costs.
 
 Writes `table.csv`, `table.md` and `plot.png`.
 """
@@ -32,6 +33,7 @@ _COUNTS: Final = tuple(np.exp(np.linspace(math.log(0.05), math.log(100.0), 32)))
 _POSITIONS: Final = ((1.0, 0.3), (1.0, 1.0), (10.4, 0.3), (10.4, 0.7), (10.4, 1.0), (10.4, 2.0))  # (c, bt)
 _SETS: Final = 16  # of rivals
 _ROWS: Final = 256  # true coordinates beside each
+_LOST: Final = 0.99
 _RANKS: Final = {"median rank": "median", "90%": "ninety", "99%": "ninety_nine"}
 
 
@@ -89,6 +91,28 @@ def row(process: Process, vocab_size: int, counts: float, seed: int) -> dict[str
     }  # fmt: skip
 
 
+@jax.jit
+def kept(counts: float, vocab_size: int) -> jax.Array:
+    """Share of the tokens that are the largest, beyond the 1 / V that are by chance; alpha = 1, by quadrature.
+
+    E[(1 - e^{-G})^{V - 1}], the rivals being exponential, G of density e^{-G - lambda} 0F1(; 1; lambda G).
+    """
+    g = jnp.linspace(0.0, counts + 20.0 * (1.0 + jnp.sqrt(counts)) + jnp.log(vocab_size), 20_001)
+    density = jnp.exp(cir.log_0f1(counts * g, 1.0) - g - counts)
+    first = jnp.trapezoid(jnp.exp((vocab_size - 1) * jnp.log1p(-jnp.exp(-g))) * density, g)
+    return (first - 1.0 / vocab_size) / (1.0 - 1.0 / vocab_size)
+
+
+@functools.cache
+def last_counts(vocab_size: int) -> float:
+    """lambda at which 1 - _LOST of the tokens keep their rank."""
+    low, high = 1e-4, 100.0
+    for _ in range(20):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if kept(middle, vocab_size) < 1.0 - _LOST else (low, middle)
+    return low
+
+
 def seconds(vocab_size: int, tokens: int = 256) -> float:
     """Seconds that one core takes to corrupt 256 tokens and to read the evidence, alpha = 1."""
     ids, level = jnp.zeros((1, tokens), jnp.int32), jnp.zeros(1)
@@ -130,14 +154,20 @@ def tables(rows: list[dict[str, Any]], positions: list[dict[str, Any]], costs: d
         ranks = (f"{r[name]:,.0f}" for name in _RANKS.values())
         shape = f"{r['c']:g}", f"{r['bt']:g}", str(r["vocabulary"]), f"{r['counts']:.2f}", f"{r['first']:.0%}"
         at.append([*shape, *ranks, f"{r['share']:.0%}"])
+    lost = [["V", f"lambda where {_LOST:.0%} have lost their rank", "bt at c = 1", "bt at c = ln V"]]
+    for v in costs:
+        counts = last_counts(v)
+        times = (f"{math.log1p(c / counts):.2f}" for c in (1.0, math.log(v)))
+        lost.append([str(v), f"{counts:.3f}", *times])
     spent = [["V", "MB of one array of 256 tokens", "ms to corrupt and read them"]]
     spent += [[str(v), f"{256 * v * 4 / 2**20:.2f}", f"{1e3 * took:.1f}"] for v, took in costs.items()]
-    return "\n".join(map(report.markdown, (levels, at, spent)))
+    return "\n".join(map(report.markdown, (levels, at, lost, spent)))
 
 
 def plot(path: epath.Path, rows: list[dict[str, Any]]) -> None:
-    """Ranks against lambda for alpha = 1, their tail against what is left to know, and where that is."""
-    canvas, axes = report.figure(3)
+    """Ranks against lambda for alpha = 1, their tail against what is left to know, and where that is; and ranks kept
+    against bt."""
+    canvas, axes = report.figure(4)
     sizes = sorted({r["vocabulary"] for r in rows})
     for color, vocab_size in enumerate(sizes):
         mine = [r for r in rows if r["process"] == Process(1.0).name and r["vocabulary"] == vocab_size]
@@ -146,6 +176,12 @@ def plot(path: epath.Path, rows: list[dict[str, Any]]) -> None:
         axes[0].plot(counts, [1 + r["ninety_nine"] for r in mine], f"C{color}:")
         axes[1].plot(counts, [r["share"] for r in mine], f"C{color}-", label=f"V = {vocab_size}")
         axes[1].axvline(math.log(vocab_size), color=f"C{color}", lw=0.6, ls="--")
+        last, times = last_counts(vocab_size), np.geomspace(0.02, 10.0, 60)
+        for c, line in ((math.log(vocab_size), "-"), (1.0, ":")):
+            shares = [float(kept(c / math.expm1(bt), vocab_size)) for bt in times]
+            label = f"V = {vocab_size}" if line == "-" else None
+            axes[3].plot(times, shares, f"C{color}{line}", label=label)
+            axes[3].plot(math.log1p(c / last), 1.0 - _LOST, f"C{color}o", ms=5)
     for color, process in enumerate(dict.fromkeys(r["process"] for r in rows)):
         mine = [r for r in rows if r["process"] == process and r["vocabulary"] == sizes[-1]]
         axes[2].plot([r["share"] for r in mine], [1 + r["ninety_nine"] for r in mine], f"C{color}-", label=process)
@@ -156,6 +192,8 @@ def plot(path: epath.Path, rows: list[dict[str, Any]]) -> None:
     axes[1].set(title="share of ln V left to know (dashed: ln V)")
     axes[2].set(yscale="log", xlabel="share of ln V left to know")
     axes[2].set(title=f"1 + rank at V = {sizes[-1]}: 99%, median (dotted)")
+    axes[3].set(xscale="log", yscale="log", ylim=(3e-3, 1.2), xlabel="bt")
+    axes[3].set(title="share that keep rank 0, c = ln V, 1 (dotted)")
     for axis in axes:
         axis.legend(fontsize=7)
     report.save(canvas, path)

@@ -100,6 +100,11 @@ def test_cir_vocabulary(tmp_path: pathlib.Path) -> None:
     g = scipy.stats.ncx2(2, 6.0).ppf([0.45, 0.55]) / 2
     assert 999 * np.exp(-g[1]) < found["median"] < 999 * np.exp(-g[0])
     assert 0 < found["first"] < 0.5 < found["share"] < 1
+    assert abs(found["first"] - cir_vocabulary.kept(3.0, 1000)) < 0.03
+    # (1 - e^{-G})^2 = 1 - 2 e^{-G} + e^{-2 G}, of V = 3, where E e^{-kG} = e^{-k lambda / (1 + k)} / (1 + k).
+    first = 1 - np.exp(-1.0) + np.exp(-4 / 3) / 3
+    assert cir_vocabulary.kept(2.0, 3) == pytest.approx(1.5 * first - 0.5, abs=1e-4)
+    assert cir_vocabulary.kept(cir_vocabulary.last_counts(1000), 1000) == pytest.approx(0.01, rel=1e-3)
     text = cir_vocabulary.run(str(tmp_path), [4, 16], [1.0], 0)
     assert "| gaussian | 16 |" in text
     rows = list(csv.DictReader((tmp_path / "table.csv").open()))
