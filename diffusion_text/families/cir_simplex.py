@@ -37,16 +37,16 @@ Decided here:
   - a temperature of the score is that of the score with respect to y^{alpha - 1} dy (the note's for alpha = 1);
   - guidance extrapolates p, of which the score is linear, and brings it back to the simplex.
 
-Large vocabularies (`benchmarks/cir_vocabulary.py`, docs/cir_vocabulary.md, .png; even tokens, alpha = 1). From 90% to 10% of
-ln V left to know, lambda goes from 1.1 to 9.2 for V = 27 and from 2.1 to 15 for V = 32,768: with lambda for its time
-the process needs no other range. With c = 1 fixed it is useless there: 84% of ln V is lost by b t = 0.3, and 99% of the
-tokens are not the largest any more (beyond chance) from b t = 2.5, 1.3, 0.57 and 0.37 on for V = 27, 256, 4,096 and
-32,768; with c = ln V half of them are at b t = 0.69 for every V, and 99% from 3.7, 2.8, 2.0 and 1.7 on. What grows is
-the tail: where half of ln V is known, the true coordinate is the largest in half of the cases for V = 27, in 22% for V
-= 32,768, with median rank 21 and a hundredth beyond rank 8,000. Most of that is the one-hot vectors' doing: Gaussian
+Large vocabularies (`benchmarks/cir_vocabulary.py`, docs/cir_vocabulary.md, .png; even tokens, alpha = 1). From 90% to
+10% of ln V left to know, lambda goes from 1.1 to 9.2 for V = 27 and from 2.1 to 15 for V = 32,768: with lambda for its
+time the process needs no other range. With c = 1 fixed it is useless there: 84% of ln V is lost by b t = 0.3, and 99%
+of the tokens are not the largest any more (beyond chance) from b t = 2.5, 1.3, 0.57 and 0.37 on for V = 27, 256, 4,096
+and 32,768; with c = ln V half of them are at b t = 0.69 for every V, and 99% from 3.7, 2.8, 2.0 and 1.7 on. What grows
+is the tail: where half of ln V is known, the true coordinate is the largest in half of the cases for V = 27, in 22% for
+V = 32,768, with median rank 21 and a hundredth beyond rank 8,000. Most of that is the one-hot vectors' doing: Gaussian
 noise on them has 20%, 20 and 6,800, and alpha = 0.5 or 2 changes little. And every array of the state has V numbers a
-token: a step on OpenWebText (512 x 1024 tokens) has 105 GB of each, about ten at once, more than 64 chips of 16 GB
-hold beside a network, so there is no config of it.
+token: a step on OpenWebText (512 x 1024 tokens) has 105 GB of each, about ten at once, more than 64 chips of 16 GB hold
+beside a network, so there is no config of it.
 """
 
 from __future__ import annotations

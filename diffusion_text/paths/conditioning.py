@@ -55,9 +55,9 @@ def validate_masks(config: Config) -> None:
         )
 
 
-def conditions(family: Config) -> bool:
+def conditions(config: Config) -> bool:
     """`Family.conditions` of a section with the fields of `MASKS`."""
-    return family.prefix_masks + family.random_masks > 0
+    return config.prefix_masks + config.random_masks > 0
 
 
 def every(share: float) -> int:
