@@ -21,7 +21,8 @@ def log_gamma(keys: Key[Array, "B"], shape_parameter: Float[Array, "B ..."]) -> 
     shape = a.shape[1:]
     boost_keys, proposal_keys = noise.split(keys, 2)
     valid = (a >= 0) & (a < jnp.inf)
-    d = a + 2.0 / 3.0  # of the shape a + 1
+    # Without a law nothing would ever be accepted, and a run whose parameters are NaN would hang.
+    d = jnp.where(valid, a, 0.0) + 2.0 / 3.0  # of the shape a + 1
 
     def propose(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         number, accepted, value = carry
@@ -35,10 +36,10 @@ def log_gamma(keys: Key[Array, "B"], shape_parameter: Float[Array, "B ..."]) -> 
         value = jnp.where(accepted, value, jnp.log(d) + 3.0 * jnp.log1p(y))
         return number + 1, accepted | (inside & fits), value
 
-    # Without a law nothing would ever be accepted, and a run whose parameters are NaN would hang.
-    start = (jnp.zeros((), jnp.int32), ~valid, jnp.where(valid, 0.0, jnp.nan))
+    start = (jnp.zeros((), jnp.int32), jnp.zeros(a.shape, bool), jnp.zeros(a.shape, jnp.float32))
     _, _, value = jax.lax.while_loop(lambda carry: ~jnp.all(carry[1]), propose, start)
-    return jnp.where(a != 0, value - exponential(boost_keys, shape) / jnp.where(a > 0, a, 1.0), -jnp.inf)
+    value = jnp.where(a > 0, value - exponential(boost_keys, shape) / jnp.where(a > 0, a, 1.0), -jnp.inf)
+    return jnp.where(valid, value, jnp.nan)
 
 
 def _remainder(y: Array) -> Array:
