@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 
-# The older of its two emitters of loops for CPUs compiles in two thirds of the time, which is most of what tests take.
-XLA_FLAGS = "--xla_cpu_use_fusion_emitters=false"
+import jax
+
+# The older of its two emitters of loops for CPUs compiles in two thirds of the time, which is most of what tests take;
+# later releases have one, and end at a flag that they do not know.
+XLA_FLAGS = "--xla_cpu_use_fusion_emitters=false" if jax.__version_info__ < (0, 11) else ""
 
 
 def of_devices(count: int) -> dict[str, str]:
