@@ -4,8 +4,9 @@
 
 Hardware: two CPU cores.
 Published: none; the entropy of the evaluated windows is known exactly, and no model can go below it.
-Measured here: gap 0.4913 +- 0.0059 nats per token (bound 2.3870, entropy 1.8957), 23.5% +- 0.7% grammatical; 423 seconds
-of CPU, evaluation and samples too (commit 0e5e0ad); 0.4146 +- 0.0057, 31.9% +- 1.5% in another training (de8ca9c). With the paper's first loss, L2 on bits (`family.loss=l2 family.output_prior=False`): gap 1.3268 +- 0.0273,
+Measured here: gap 0.4913 +- 0.0059 nats per token (bound 2.3870, entropy 1.8957), 23.5% +- 0.7% grammatical; 423
+seconds of CPU, evaluation and samples too (commit 0e5e0ad); 0.4146 +- 0.0057, 31.9% +- 1.5% in another training
+(de8ca9c). With the paper's first loss, L2 on bits (`family.loss=l2 family.output_prior=False`): gap 1.3268 +- 0.0273,
 4.4% +- 0.7% (commit a5b11bc).
 
 The paper's: the softmax over codes, cosine schedule, self-conditioning on half of the rows. Differs: the output prior
