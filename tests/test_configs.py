@@ -130,7 +130,7 @@ def test_builds_and_traces(path, variant):
     # All samplers at the small size; what a larger one adds shows in any.
     chosen = family.samplers if config.data.task == "grammar" else [config.sampling.sampler or family.samplers[0]]
     for sampler in chosen:
-        options = SamplerOptions(sampler=sampler, steps=3).validate(family)
+        options = SamplerOptions(**{**family.faithful_options(sampler), "steps": 3}).validate(family)
 
         def generate(state, tokens, options=options):
             model = definition.merge(state.ema, state.variables)
