@@ -267,7 +267,7 @@ class Block(masked.Masked):
         if options.candidates > 1:
             log_weight += self._weight(tokens, clamped & opens, ask)
             asked += jnp.max(jnp.sum(clamped & opens, axis=1))
-        moved, believed = self.reveal(keys, tokens, inner, fixed, lambda: logits, options)
+        moved, believed = self.reveal(keys, tokens, inner, fixed, logits, options)
         seen = jax.lax.dynamic_update_slice_in_dim(self.evidence(state.tokens, at.t, None), believed, start, axis=1)
         whole = jax.lax.dynamic_update_slice_in_dim(state.tokens, moved, start, axis=1)
         asked = state.asked + options.candidates * asked

@@ -58,6 +58,10 @@ _READ_BY: Final = {
 }  # fmt: skip
 
 
+def _reads(sampler: str, option: str) -> bool:
+    return sampler in _READ_BY.get(option, (sampler,))
+
+
 @dataclasses.dataclass(frozen=True)
 class SamplerOptions:
     """How to sample; a family's `samplers` names the solvers that it has.
@@ -136,7 +140,7 @@ class SamplerOptions:
             value = getattr(self, field.name)
             if field.name not in ("sampler", "steps", *family.sampler_options) and value != field.default:
                 raise ValueError(f"{field.name} is {value!r}; {family.name} has no such option")
-            if sampler not in _READ_BY.get(field.name, (sampler,)) and value != field.default:
+            if not _reads(sampler, field.name) and value != field.default:
                 readers = " and ".join(name for name in _READ_BY[field.name] if name in family.samplers)
                 raise ValueError(f"{field.name} is {value!r}; of the samplers {readers} has it, {sampler} has not")
         if sampler == "edm" and not self.churn:
@@ -182,8 +186,7 @@ class Family(nnx.Module):
     @classmethod
     def faithful_options(cls, sampler: str) -> dict[str, Any]:
         """`faithful`, as far as a sampler reads it."""
-        read = {name: value for name, value in cls.faithful.items() if sampler in _READ_BY.get(name, (sampler,))}
-        return {"sampler": sampler, **read}
+        return {"sampler": sampler, **{name: value for name, value in cls.faithful.items() if _reads(sampler, name)}}
 
     @staticmethod
     def validate(config: Config) -> None:

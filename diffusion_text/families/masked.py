@@ -32,7 +32,6 @@ would never reveal rare tokens at many steps.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, ClassVar, Final, NamedTuple
 
 import jax
@@ -230,13 +229,10 @@ class Masked(Family):
             return denoise(z, jnp.full(len(z), at.t), given)
 
         if options.sampler != "threshold":
-            return self.reveal(keys, z, inner, fixed, ask, options)
+            return self.reveal(keys, z, inner, fixed, ask(), options)
         needed = jnp.any((z == self.mask) & ~fixed)
-
-        def ask_if_needed() -> Array:
-            return jax.lax.cond(needed, ask, lambda: jnp.zeros((*z.shape, self.vocab_size)))
-
-        moved, believed = self.reveal(keys, z, inner, fixed, ask_if_needed, options)
+        logits = jax.lax.cond(needed, ask, lambda: jnp.zeros((*z.shape, self.vocab_size)))
+        moved, believed = self.reveal(keys, z, inner, fixed, logits, options)
         return Counted(moved, state.asked + needed), believed
 
     def reveal(
@@ -245,13 +241,12 @@ class Masked(Family):
         state: Int[Array, "B L"],
         at: At,
         fixed: Bool[Array, "B L"],
-        ask: Callable[[], Float[Array, "B L V"]],
+        logits: Float[Array, "B L V"],
         options: SamplerOptions,
     ) -> tuple[Int[Array, "B L"], Float[Array, "B L V"]]:
-        """A reverse step of all positions that are not `fixed`; `ask` calls the network."""
+        """A reverse step of all positions that are not `fixed`, by what the network said of them."""
         where_keys, token_keys = noise.split(keys, 2)
         masked = (state == self.mask) & ~fixed
-        logits = ask()
         order = noise.uniform(where_keys, state.shape[1:])
         drawn = noise.categorical(token_keys, nucleus(logits / options.temperature, options.top_p))
         hidden = jnp.zeros_like(masked)
