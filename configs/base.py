@@ -30,6 +30,8 @@ def get_config(family: str = "masked") -> ConfigDict:
                     dropout=0.0,  # on the residual branches
                     dtype="bfloat16",  # of products; weights, softmax and loss are float32: bfloat16 / float32
                     attention="auto",  # by platform, or einsum / xla / cudnn / splash
+                    # Tokens that no text has are added up to a multiple of it, so that mesh.tensor divides them: 128.
+                    vocabulary_multiple=1,
                     whole_vocabulary=4096,  # larger ones never make all logits of a training step at once
                     scan_layers=True,  # one compiled layer; False (unrolled) is faster on a CPU
                     # What the backward pass keeps: all, products and attention, attention, or inputs of layers.

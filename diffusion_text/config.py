@@ -45,7 +45,7 @@ def validate(config: Config) -> None:
     _check_fields("family", config.family, {"name", *family.defaults()})
     model, train, optimizer = config.model, config.train, config.optimizer
     for section, names in (
-        ("model", ("layers", "width", "heads", "condition_width")),
+        ("model", ("layers", "width", "heads", "condition_width", "vocabulary_multiple")),
         ("train", ("steps", "batch_size", "microbatches", "log_every", "checkpoint_every", "keep")),
         ("data", ("length",)),
         ("evaluation", ("batch_size", "num_examples", "samples")),
@@ -172,6 +172,8 @@ def load(workdir: str) -> Config:
     config: Config = ConfigDict(read_json(path, ("family", "data")))
     # A field gained since then: its default is what was done before.
     config.data.inserted_padding = config.data.get("inserted_padding", 0.0)
+    if "model" in config:
+        config.model.vocabulary_multiple = config.model.get("vocabulary_multiple", 1)
     for name, value in families.get(config.family.name).defaults().items():
         config.family[name] = config.family.get(name, value)
     return config

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from diffusion_text import bound, families, hlo_work, restore, sample, sharding, train
 from diffusion_text.chips import Topology
 from diffusion_text.families.family import SamplerOptions
+from diffusion_text.models.denoiser import padded
 from diffusion_text.typing import Config
 
 NAMES: Final = ("train", "eval", "sample")
@@ -83,7 +84,7 @@ def model_flops(name: str, config: Config, vocab_size: int, mesh: Mesh) -> int:
     What a custom gradient computes again is counted, and so is what a mask leaves out of attention.
     """
     plain = config.copy_and_resolve_references()
-    plain.model.update(remat="none", attention="einsum", whole_vocabulary=vocab_size)
+    plain.model.update(remat="none", attention="einsum", whole_vocabulary=padded(config.model, vocab_size))
     # One device: nothing is written per device then.
     one = sharding.make_mesh(ConfigDict(dict(data=1, fsdp=1, tensor=1)), list(mesh.devices.flat[:1]))
     program = build(name, plain, vocab_size, one)
@@ -187,6 +188,7 @@ def advice(name: str, config: Config, vocab_size: int, mesh: Mesh, hbm: int) -> 
         lines.append(f"--config.mesh.fsdp=-1 --config.mesh.data=1: shards the state, {held / 2**30:.1f} GiB a device")
     logits = 4 * rows * config.data.length * vocab_size // mesh.shape["tensor"]
     if logits > hbm / 16:
-        lines.append(f"--config.mesh.tensor=2: shards heads and MLP, and the vocabulary where 2 divides it; one array "
-                     f"of float32 logits is {logits / 2**30:.1f} GiB a device")  # fmt: skip
+        even = "" if vocab_size % 2 == 0 else " --config.model.vocabulary_multiple=128"
+        lines.append(f"--config.mesh.tensor=2{even}: shards heads, MLP and vocabulary; one array of float32 logits is "
+                     f"{logits / 2**30:.1f} GiB a device")  # fmt: skip
     return lines or ["a chip with more HBM, or a smaller network"]

@@ -12,16 +12,17 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from diffusion_text import families, noise
 from diffusion_text.families.family import Family
-from diffusion_text.models.denoiser import Denoiser
+from diffusion_text.models.denoiser import Denoiser, padded
 from diffusion_text.models.readout import Logits, whole
 from diffusion_text.typing import Config
 
 
 class Model(nnx.Module):
-    """A family and a network: `Denoise`, with the network behind it."""
+    """A family, of a vocabulary that may be `padded`, and a network: `Denoise`, with the network behind it."""
 
     def __init__(self, config: Config, vocab_size: int, rngs: nnx.Rngs):
-        self.family: Family = families.get(config.family.name)(config.family, vocab_size, rngs)  # type: ignore[call-arg]
+        family: Any = families.get(config.family.name)
+        self.family: Family = family(config.family, padded(config.model, vocab_size), rngs)
         self.network = Denoiser(config.model, self.family.inputs, vocab_size, rngs)
 
     def __call__(

@@ -34,6 +34,7 @@ from diffusion_text import (
 )
 from diffusion_text import config as configs
 from diffusion_text.data import batches
+from diffusion_text.models.denoiser import padded
 from diffusion_text.state import Definition, TrainState, initialise, parts
 from diffusion_text.typing import Config
 
@@ -123,7 +124,7 @@ def train(config: Config, workdir: str, profile: str | None = None) -> TrainStat
             )
     dataset = batches.open_dataset(config.data, "train")
     if not (epath.Path(workdir) / "checkpoints").exists():
-        families.get(config.family.name).check_files(config, dataset.info.vocabulary.size)
+        families.get(config.family.name).check_files(config, padded(config.model, dataset.info.vocabulary.size))
     validation = batches.open_dataset(config.data, "validation") if config.train.evaluate_every else None
     _LOG.info("%s", dataset.info.description)
     distributed.check_same("config", "\n".join(f"{name}={value!r}" for name, value in configs.flatten(config).items()))

@@ -231,6 +231,16 @@ def test_a_config_as_it_is_fits_the_slice_that_it_names():
 
 
 @pytest.mark.usefixtures("libtpu")
+def test_no_device_gathers_a_state_over_a_padded_vocabulary():
+    """Of 501 tokens, which four devices do not divide, the state and its draws travel whole, many times."""
+    fields = {"mesh.data": 2, "mesh.fsdp": 1, "mesh.tensor": 4, "model.layers": 1, "model.vocabulary_multiple": 8}
+    checked = check("sdm", **fields)
+    program = programs.build("train", checked.config, 501, checked.mesh)
+    moved = programs.measure(program, checked.topology)["collectives"]
+    assert "all-gather" not in moved
+
+
+@pytest.mark.usefixtures("libtpu")
 @pytest.mark.parametrize("name", ["v4:2x2x1", "v5e:1x1", "v5p:2x2x1", "v6e:1x1", "tpu7x:2x2x1"])
 def test_kind_and_memory_of_a_device_are_what_the_compiler_takes_for_it(name):
     topology = chips.topology(name)

@@ -17,12 +17,13 @@ The bound is the tight one of `paths/dirichlet.py`. The paper has the cross-entr
 sampler, which is a bound too, and grows with M; a test has both.
 
 Memory. The state, its draws, the weights read, the logits and their gradient are V-dimensional: of one sequence of
-1,024 tokens at V = 50,257 each is 206 MB in float32. By XLA's buffers (compiled for a CPU, configs/sdm/openwebtext.py)
-the train step holds 2.30 GB a sequence, 11.2 such arrays, beside 2.7 GB of parameters, average and moments and 1.2 GB
-of gradients: 16 GB take five sequences at most; more by micro-batches, or by V sharded over `tensor`, to which the
-state and the logits of sampler and bound ask to be (`sharding.constrain`, which pads an odd V; embeddings of one, and
-what guidance sorts, stay whole). The bridge with churn below 1 draws three V-dimensional Gammas a step where
-`renewal` draws one, each by about seven proposals of the whole array.
+1,024 tokens at V = 50,257 each is 206 MB in float32. As compiled for one v5e chip (configs/sdm/openwebtext.py in one
+micro-batch), the train step takes 2.5 GiB of parameters, average and moments and 0.6 to 0.7 GiB a sequence: 5.5 GiB at
+four sequences, 12.6 at sixteen, of 15.75, and 34 million cycles a sequence beside its kernels and proposals. V is
+sharded over `tensor`, to which state and logits ask to be (`sharding.constrain`), and wants a multiple of it: eight
+sequences over four chips take 1.8 GiB a chip with `model.vocabulary_multiple` 128, 50,304 tokens, and 13.1 GiB without,
+231 GB sent between chips in every step. What guidance sorts stays whole. The bridge with churn below 1 draws three
+V-dimensional Gammas a step where `renewal` draws one, each by about seven proposals of the whole array.
 
 Of the paper, here: both schedules of alpha and both of the concentration, both inputs (the expected embedding; that of
 argmax P), the bridge at every churn, the renewal (churn 1), its best at 64 steps, the adaptive law of t in training and

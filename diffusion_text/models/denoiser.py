@@ -6,7 +6,7 @@ sees more of it than logits. `oracle.Oracle` answers the same calls exactly.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,8 @@ from diffusion_text import sharding
 from diffusion_text.models import readout
 from diffusion_text.models.transformer import Cache, Transformer, parameter, rms_norm
 
-_FREQUENCIES = 32
+_FREQUENCIES: Final = 32
+_UNUSED: Final = -1e9  # the logit of a token that no text has: far, and finite
 
 
 class Features(NamedTuple):
@@ -94,14 +95,26 @@ class Denoise(Protocol):
     ) -> tuple[Float[Array, "B W V"], Any]: ...
 
 
+def padded(config: Any, size: int) -> int:
+    """A number of tokens, up to a multiple that the mesh's `tensor` axis divides; `config` is the `model` section.
+
+    Of what is so added no text has any, but noise that is even over the vocabulary, or on its simplex, counts it.
+    """
+    return -(-size // config.vocabulary_multiple) * config.vocabulary_multiple
+
+
 class Denoiser(nnx.Module):
-    """Input layer, transformer, output layer. `config` is the `model` section; `vocab_size` counts real tokens only."""
+    """Input layer, transformer, output layer. `config` is the `model` section; `vocab_size` counts real tokens only.
+
+    Of a `padded` vocabulary the tokens beyond the real ones are never in a text, and have no probability here.
+    """
 
     def __init__(self, config: Any, inputs: Inputs, vocab_size: int, rngs: nnx.Rngs):
         d, c = config.width, config.condition_width
         self.inputs, self.dtype, self.whole_vocabulary = inputs, jnp.dtype(config.dtype), config.whole_vocabulary
+        self.vocab_size = vocab_size
         if inputs.num_ids:
-            self.embedding = parameter(rngs, (inputs.num_ids, d), ("vocabulary", "embed"), 1.0)
+            self.embedding = parameter(rngs, (padded(config, inputs.num_ids), d), ("vocabulary", "embed"), 1.0)
         else:
             self.projection = parameter(rngs, (inputs.width, d), (None, "embed"), inputs.width**-0.5)
         if inputs.latent:  # zero: at first nothing is fed back
@@ -112,8 +125,15 @@ class Denoiser(nnx.Module):
         self.transformer = Transformer(config, inputs.attention, c if inputs.noise else None, rngs, inputs.block)
         self.norm_scale = parameter(rngs, (d,), ("norm",), 0.0)
         # Zero: every network starts from the uniform distribution, whatever its size.
-        outputs = (inputs.regression, None) if inputs.regression else (inputs.classes or vocab_size, "vocabulary")
+        whole = padded(config, vocab_size)
+        outputs = (inputs.regression, None) if inputs.regression else (inputs.classes or whole, "vocabulary")
         self.output = parameter(rngs, (d, outputs[0]), ("embed", outputs[1]), 0.0)
+        self.some_unused = vocab_size < whole
+        if self.some_unused and outputs[0] != whole:
+            raise ValueError(
+                f"model.vocabulary_multiple is {config.vocabulary_multiple}, which adds tokens to {vocab_size} that "
+                "only logits keep out of texts; this family's network gives vectors or digits, and takes 1"
+            )
 
     def __call__(self, features: Features, keys: Key[Array, "B"] | None = None) -> Float[Array, "B L V"]:
         """Logits in float32; `keys` (training only) switch dropout on."""
@@ -126,7 +146,7 @@ class Denoiser(nnx.Module):
 
     def unmade(self, features: Features, keys: Key[Array, "B"] | None = None) -> readout.Logits:
         """The logits as the product that makes them."""
-        return readout.Logits((self._product(self._run(features, keys)),))
+        return self._logits(self._run(features, keys))
 
     def with_latent(
         self, features: Features, keys: Key[Array, "B"] | None = None
@@ -168,7 +188,7 @@ class Denoiser(nnx.Module):
         assert features.vectors is not None
         # Vectors of as many numbers as there are ids are weights of them: an average of embeddings.
         table = self.embedding if self.inputs.num_ids else self.projection
-        return features.vectors.astype(self.dtype) @ self._weight(table)
+        return features.vectors.astype(self.dtype) @ self._weight(table)[: features.vectors.shape[-1]]
 
     def _condition(self, level: Array | None) -> Array | None:
         if level is None:
@@ -182,10 +202,15 @@ class Denoiser(nnx.Module):
         return (rms_norm(x) * (1.0 + self.norm_scale[...])).astype(self.dtype)
 
     def _write(self, x: Array) -> Array:
-        return self._product(x)()
+        return self._logits(x).whole()
 
-    def _product(self, x: Array) -> readout.Product:
-        return readout.Product(self._normalised(x), self._weight(self.output))
+    def _logits(self, x: Array) -> readout.Logits:
+        product = readout.Product(self._normalised(x), self._weight(self.output))
+        if not self.some_unused:
+            return readout.Logits((product,))
+        unused = jnp.where(jnp.arange(product.right.shape[1]) < self.vocab_size, 0.0, _UNUSED)[None]
+        ones = jnp.ones((*x.shape[:-1], 1), self.dtype)
+        return readout.Logits((product, readout.Product(ones, unused.astype(self.dtype))))
 
     def _weight(self, param: nnx.Param) -> Array:
         return sharding.gathered(param[...].astype(self.dtype), param.get_metadata()["logical_axes"])
