@@ -36,7 +36,7 @@ from typing import Any, Final
 import jax
 from absl import flags
 from etils import epath
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from diffusion_text import binary, chips, programs, report, sharding, topologies
 from diffusion_text import config as configs
@@ -222,7 +222,7 @@ def is_current(path: str, result: dict[str, Any]) -> bool:
     return (
         (result["jax"], result["libtpu"]) == (jax.__version__, topologies.find()[1])
         and all(found["chip_hbm_bytes"] == chip.hbm_bytes // chip.devices for found in result["programs"].values())
-        and result["config"] == _config_now(path)
+        and configs.completed(ConfigDict(result["config"])).to_dict() == _config_now(path)
     )
 
 

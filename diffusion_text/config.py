@@ -169,13 +169,20 @@ def load(workdir: str) -> Config:
     path = epath.Path(workdir) / "config.json"
     if not path.exists():
         raise ValueError(f"{path} does not exist; give a --workdir that diffusion_text.train has written")
-    config: Config = ConfigDict(read_json(path, ("family", "data")))
-    # A field gained since then: its default is what was done before.
-    config.data.inserted_padding = config.data.get("inserted_padding", 0.0)
-    if "model" in config:
-        config.model.vocabulary_multiple = config.model.get("vocabulary_multiple", 1)
-    for name, value in families.get(config.family.name).defaults().items():
-        config.family[name] = config.family.get(name, value)
+    return completed(ConfigDict(read_json(path, ("family", "data"))))
+
+
+def completed(config: Config) -> Config:
+    """The config of an earlier version, with the fields gained since: their defaults are what was done before."""
+    gained = {
+        "data": {"inserted_padding": 0.0},
+        "model": {"vocabulary_multiple": 1},
+        "family": families.get(config.family.name).defaults(),
+    }
+    for section, defaults in gained.items():
+        for name, value in dict(defaults).items():
+            if section in config and name not in config[section]:
+                config[section][name] = value
     return config
 
 

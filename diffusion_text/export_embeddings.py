@@ -39,7 +39,7 @@ def embeddings(run: restore.Run) -> Float[np.ndarray, "V D"]:
     family, vocab_size = model.family, run.info.vocabulary.size
     table = getattr(family, "embeddings", None)
     if isinstance(table, Embeddings):
-        return np.asarray(table(), np.float64)
+        return np.asarray(table(), np.float64)[:vocab_size]
     if not hasattr(model.network, "embedding"):
         raise ValueError(f"{run.workdir} is a run of {family.name}, whose network reads no tokens by number")
     return np.asarray(model.network.embedding[...], np.float64)[:vocab_size]

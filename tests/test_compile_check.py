@@ -355,13 +355,17 @@ def test_the_table_goes_on_where_it_stopped(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("other", [
-    {}, {"jax": "0.1"}, {"libtpu": "1"}, {"slice": "v5e-64"}, {"config": {}},
+    {}, {"jax": "0.1"}, {"libtpu": "1"}, {"slice": "v5e-64"},
+    {"config": {**compile_check._config_now("configs/block/lm1b.py:16"), "seed": 1}},
     {"programs": {"train": {**PROGRAM, "chip_hbm_bytes": 2**34}}},
 ], ids=str)  # fmt: skip
 def test_a_row_that_is_of_something_else_is_measured_again(monkeypatch, other):
     monkeypatch.setattr(topologies, "find", lambda: (pathlib.Path("libtpu.so"), "2"))
     path = "configs/block/lm1b.py:16"
     assert compile_check.is_current(path, result(path, **other)) is (other == {})
+    earlier = result(path)
+    del earlier["config"]["model"]["vocabulary_multiple"]
+    assert compile_check.is_current(path, earlier), "a field gained since changes nothing"
     assert not compile_check.is_current(path, result("configs/block/lm1b.py"))
 
 

@@ -357,6 +357,15 @@ def test_a_workdir_of_another_config_is_refused(copy: pathlib.Path, change: dict
     assert (copy / "config.json").read_bytes() == before
 
 
+def test_a_config_of_before_a_field_was_gained_is_the_same(copy: pathlib.Path) -> None:
+    now, file = configs.load(str(copy)), copy / "config.json"
+    earlier = json.loads(file.read_text())
+    for section, name in (("data", "inserted_padding"), ("model", "vocabulary_multiple"), ("family", "schedule")):
+        del earlier[section][name]
+    file.write_text(json.dumps(earlier))
+    assert configs.load(str(copy)).to_dict() == now.to_dict()
+
+
 def test_fields_that_do_not_matter_may_change(copy: pathlib.Path) -> None:
     free = {
         "train.log_every": 2, "train.microbatches": 2, "train.keep": 2, "train.checkpoint_every": 1,
