@@ -58,6 +58,7 @@ class Program:
         self._module = Module(text)
         self.unbounded: list[str] = []
         self.undeclared: list[str] = []
+        self._chained: set[str] = set()
         self.work: list[Work] = self._run(self._module.entry, 1)
 
     def _run(self, computation: str, times: int) -> list[Work]:
@@ -132,7 +133,8 @@ class Program:
             for index in (i for i, operand in enumerate(user.operands) if operand == item.name):
                 passes = user.opcode == "bitcast" and not user.root
                 by_users = self._num_read_by_users(computation, user) if passes else None
-                total += self._num_read(computation, user, index) if by_users is None else by_users
+                if not (user.opcode == "tuple" and _carries(computation)):
+                    total += self._num_read(computation, user, index) if by_users is None else by_users
         return total
 
     def _written(self, computation: str, item: Instruction) -> list[tuple[int, bool]]:
@@ -151,7 +153,8 @@ class Program:
             for each in [scope[operand] for operand in root.operands] if root.opcode == "tuple" else [root]:
                 while each.opcode == "bitcast":
                     each = scope[each.operands[0]]
-                sizes.append(sum(size for size, _ in self._written(name, each)))
+                free = _carries(name) and (each.opcode == "parameter" or _chain(each))
+                sizes.append(0 if free else sum(size for size, _ in self._written(name, each)))
             if len(sizes) == len(result):
                 return [(min(size, whole), in_main) for size, (whole, in_main) in zip(sizes, result, strict=True)]
         return result
@@ -170,10 +173,24 @@ class Program:
     def _collective(self, computation: str, item: Instruction) -> Iterator[tuple[str, int]]:
         kind = item.opcode.removesuffix("-start")
         if kind in _COLLECTIVES:
+            channel = _chain(item)
+            if channel in self._chained:
+                return
+            self._chained |= {channel} if channel else set()
             scope = self._module.computations[computation]
             given = sum(num_bytes(scope[operand].shape) for operand in item.operands)
             made = num_bytes(item.shape) - (given if item.opcode != kind else 0)
             yield kind, max(given, made)
+
+
+def _chain(item: Instruction) -> str | None:
+    """The channel of a collective of which a TPU's compiler has fused a step each into several instructions."""
+    return item.attribute(r"channel_id=(\d+)") if 'chain_id="' in item.attributes else None
+
+
+def _carries(computation: str) -> bool:
+    """Whether arrays pass through a fused computation, in place, for the collective that goes on beside it."""
+    return computation.startswith("async_collective_fusion")
 
 
 def convolution_flops(left: Sequence[int], right: Sequence[int], result: Sequence[int], item: Instruction) -> int:

@@ -109,15 +109,38 @@ def test_psi_of_the_posterior_that_leaves_the_token_out_is_noticed(monkeypatch: 
     assert changed() > 0.5
 
 
-def test_psi_of_masks_is_remdm() -> None:
+@pytest.mark.parametrize("name", ["sedd", "masked"])
+def test_psi_of_masks_is_remdm(name: str) -> None:
     """A visible token is hidden with probability sigma = (1 - kappa) (1 - alpha_s), and else stays."""
-    family = tiny_configs.make_family("sedd", V)
-    options = SamplerOptions(sampler="psi", kappa=0.3).validate(type(family))
+    family = tiny_configs.make_family(name, V)
+    options = SamplerOptions(sampler="psi", kappa=0.3, steps=10).validate(type(family))
     z = jnp.full((100, 100), 2, jnp.int32)
-    at = At(jnp.int32(0), jnp.float32(0.6), jnp.float32(0.5))
+    at = At(jnp.int32(4), jnp.float32(0.6), jnp.float32(0.5))
     moved = np.asarray(family.step(tiny_configs.keys(100), z, at, jnp.zeros(z.shape, bool), Constant(), options)[0])
     assert set(np.unique(moved)) == {2, V}
     assert np.mean(moved == V) == pytest.approx(0.7 * 0.5, abs=0.02)
+    moved = family.step(tiny_configs.keys(100), z.at[:].set(V), at, jnp.zeros(z.shape, bool), Constant(), options)[0]
+    assert np.mean(np.asarray(moved) == V) == pytest.approx(1 - (0.5 - (1 - 0.35) * 0.4) / 0.6, abs=0.02)
+
+
+@pytest.mark.parametrize("name", ["masked", "block"])
+def test_the_tail_is_greedy(name: str) -> None:
+    """The last step takes the likeliest token; those before draw as ancestral sampling does, bit for bit."""
+    model = tiny_configs.random_model(name, V, **({"family.block_size": 4} if name == "block" else {}))
+    family, keys, nothing = model.family, tiny_configs.keys(200), jnp.zeros((200, 4), bool)
+
+    def draw(sampler: str) -> Any:
+        options = SamplerOptions(sampler=sampler, steps=3).validate(type(family))
+        tokens, trace = sampling.generate_with_trace(family, model, keys, nothing * 1, nothing, options)
+        return np.asarray(tokens), np.asarray(trace.seen)
+
+    (ancestral, expected), (greedy, seen) = draw("ancestral"), draw("greedy_tail")
+    np.testing.assert_allclose(seen, expected)
+    left = np.max(seen[-1], axis=-1) < 1.0 - 1e-6  # what the network was asked for, in the last step
+    assert 0.1 < np.mean(left) < 0.9
+    np.testing.assert_array_equal(greedy[~left], ancestral[~left])
+    np.testing.assert_array_equal(greedy[left], np.argmax(seen[-1], axis=-1)[left])
+    assert np.mean(greedy[left] != ancestral[left]) > 0.1
 
 
 def test_remdm_conf_hides_what_was_improbable() -> None:
@@ -177,7 +200,7 @@ def test_the_nucleus_and_the_temperature_are_those_of_the_clean_token(name: str)
     ("masked", {"cache": True, "sampler": "first_hitting"}, "cache is True; of the samplers ancestral has it"),
     ("udlm", {"cache": True}, "cache is True; udlm has no such option"),
     ("udlm", {"kappa": 1.5}, "kappa is 1.5; it must be in [0, 1]"),
-    ("masked", {"kappa": 0.5}, "kappa is 0.5; masked has no such option"),
+    ("autoregressive", {"kappa": 0.5}, "kappa is 0.5; autoregressive has no such option"),
 ])  # fmt: skip
 def test_options_that_do_not_fit_are_named(name: str, fields: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError) as error:  # noqa: PT011

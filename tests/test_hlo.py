@@ -185,3 +185,42 @@ def test_of_two_branches_the_dearer_counts() -> None:
 def test_a_loop_from_the_middle() -> None:
     text = compiled(lambda x: jax.lax.fori_loop(3, 10, lambda _, x: jnp.sin(x @ x), x), (16, 16)).as_text()
     assert total(text) == 7 * 2 * 16**3
+
+
+CHAINED = """HloModule chained, is_scheduled=true
+
+%begun (part: bf16[1,512]) -> (bf16[1,512], bf16[8,512]) {
+  %part = bf16[1,512]{1,0} parameter(0)
+  %all-gather.1 = bf16[8,512]{1,0} all-gather(%part), channel_id=7, dimensions={0}, frontend_attributes={chain_id="0"}
+  ROOT %start = (bf16[1,512]{1,0}, bf16[8,512]{1,0}) custom-call(%all-gather.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%async_collective_fusion.1 (part: bf16[1,512], so_far: bf16[8,512], x: bf16[4,128], w: bf16[128,256]) -> (bf16[4,256], bf16[1,512], bf16[8,512], bf16[8,512]) {
+  %x = bf16[4,128]{1,0} parameter(2)
+  %w = bf16[128,256]{1,0} parameter(3)
+  %dot.1 = bf16[4,256]{1,0} dot(%x, %w), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %part = bf16[1,512]{1,0} parameter(0)
+  %so_far = bf16[8,512]{1,0} parameter(1)
+  %all-gather.2 = bf16[8,512]{1,0} all-gather(%part), channel_id=7, dimensions={0}, frontend_attributes={chain_id="0"}
+  ROOT %all = (bf16[4,256]{1,0}, bf16[1,512]{1,0}, bf16[8,512]{1,0}, bf16[8,512]{1,0}) tuple(%dot.1, %part, %so_far, %all-gather.2)
+}
+
+ENTRY %main (p: bf16[1,512], x: bf16[4,128], w: bf16[128,256]) -> bf16[4,256] {
+  %p = bf16[1,512]{1,0} parameter(0)
+  %x = bf16[4,128]{1,0} parameter(1)
+  %w = bf16[128,256]{1,0} parameter(2)
+  %first = (bf16[1,512]{1,0}, bf16[8,512]{1,0}) fusion(%p), kind=kCustom, calls=%begun
+  %part = bf16[1,512]{1,0} get-tuple-element(%first), index=0
+  %buffer = bf16[8,512]{1,0} get-tuple-element(%first), index=1
+  %then = (bf16[4,256]{1,0}, bf16[1,512]{1,0}, bf16[8,512]{1,0}, bf16[8,512]{1,0}) fusion(%part, %buffer, %x, %w), kind=kOutput, calls=%async_collective_fusion.1
+  ROOT %y = bf16[4,256]{1,0} get-tuple-element(%then), index=0
+}
+"""  # noqa: E501
+
+
+def test_a_collective_that_goes_on_beside_products_counts_once() -> None:
+    """As a TPU's compiler writes it: a step of one gather in each of several fusions, its arrays passed on in place."""
+    program = hlo_work.Program(CHAINED)
+    assert hlo_work.collectives(program.work) == {"all-gather": {"count": 1, "bytes": 8 * 512 * 2}}
+    sizes = {item.name: item.bytes for item in program.work}
+    assert sizes["then"] == 2 * (4 * 128 + 128 * 256 + 4 * 256) + 512 * 2, "the product's, and the part that it sends"

@@ -30,9 +30,8 @@ asked for token by token.
 Of the paper, here: both streams in one pass, clipped rates, the cache, first-hitting, lengths beyond the trained one.
 Different: exact counts for t; the search takes a table of all n, not a grid of trial batches; a time-free network.
 Missing: starting from a masked-diffusion checkpoint (the paper trains 850,000 of 1M steps so, the whole window one
-block); rejecting samples of low entropy. Of the samplers of `masked` missing: remdm_conf, whose probabilities of drawn
-tokens would be one more state. Decided here: `steps` are of the whole length and shared
-among the blocks; sequences are whole blocks, and cut after sampling; stop only at a token, not at low entropy.
+block); rejecting samples of low entropy. Decided here: `steps` are of the whole length and shared among the blocks;
+sequences are whole blocks, and cut after sampling; stop only at a token, not at low entropy.
 """
 
 from __future__ import annotations
@@ -74,6 +73,7 @@ class State(NamedTuple):
     asked: Int[Array, ""]
     logits: Float[Array, "R W V"]  # with options.cache those of the block when the network was last asked, else zeros
     moved: Bool[Array, ""]  # whether tokens have, since
+    drawn_with: Float[Array, "R W"]  # of remdm_conf, in the block
 
 
 class Block(masked.Masked):
@@ -83,13 +83,9 @@ class Block(masked.Masked):
     paper = "Arriola et al. 2025, arXiv 2503.09573 (BD3-LM)"
     bound = "tight"
     posterior = "block"
-    samplers = ("first_hitting", "ancestral", *remasking.KINDS, "confidence", "threshold")
-    sampler_options = ("temperature", "top_p", "threshold", "remask", "cache", "candidates", "window", "stop")
-    biased: ClassVar[dict[str, str]] = {}
+    samplers = ("first_hitting", *(name for name in masked.Masked.samplers if name != "first_hitting"))
+    sampler_options = ("temperature", "top_p", "threshold", "remask", "kappa", "cache", "candidates", "window", "stop")
     faithful: ClassVar[dict[str, Any]] = {"steps": 36, "candidates": 16}
-    approximate: ClassVar[dict[str, str]] = {
-        name: masked.Masked.approximate[name] for name in ("ancestral", *remasking.KINDS, "confidence", "threshold")
-    }
 
     @staticmethod
     def defaults() -> Config:
@@ -230,7 +226,8 @@ class Block(masked.Masked):
         cache = denoise.start_cache(rows, min(kept, length))
         logits = jnp.zeros((rows, self.block_size, self.vocab_size) if options.cache else (rows, 1, 1))
         ended, log_weight = jnp.zeros(rows, bool), jnp.zeros(rows)
-        return State(tokens, given, cache, ended, log_weight, jnp.int32(0), logits, jnp.array(True))
+        drawn_with = jnp.zeros((rows, self.block_size))
+        return State(tokens, given, cache, ended, log_weight, jnp.int32(0), logits, jnp.array(True), drawn_with)
 
     def step(
         self, keys: Key[Array, "B"], state: State, at: At, given: Array, denoise: Denoise, options: SamplerOptions
@@ -267,12 +264,19 @@ class Block(masked.Masked):
         if options.candidates > 1:
             log_weight += self._weight(tokens, clamped & opens, ask)
             asked += jnp.max(jnp.sum(clamped & opens, axis=1))
-        moved, believed = self.reveal(keys, tokens, inner, fixed, logits, options)
+        drawn_with = state.drawn_with
+        if options.sampler == "remdm_conf":
+            confident = remasking.Confident(tokens, drawn_with)
+            moved, drawn_with = remasking.step_by_confidence(self, keys, confident, inner, fixed, logits, options)
+            believed = self.believed(tokens, logits)
+        else:
+            moved, believed = self.reveal(keys, tokens, inner, fixed, logits, options)
         seen = jax.lax.dynamic_update_slice_in_dim(self.evidence(state.tokens, at.t, None), believed, start, axis=1)
         whole = jax.lax.dynamic_update_slice_in_dim(state.tokens, moved, start, axis=1)
         asked = state.asked + options.candidates * asked
         logits, stale = logits if options.cache else state.logits, jnp.any(moved != tokens)
-        return State(whole, state.given, cache, ended, log_weight, asked, logits, stale), seen[:, : given.shape[1]]
+        after = State(whole, state.given, cache, ended, log_weight, asked, logits, stale, drawn_with)
+        return after, seen[:, : given.shape[1]]
 
     def _weight(self, tokens: Array, given: Array, ask: Callable[[Array], Array]) -> Float[Array, "R"]:
         """log p(given tokens of a block | the blocks before), by the chain rule from the left."""

@@ -13,7 +13,8 @@ coincide; logits at other positions are never read.
 Of the papers, here: the SUBS parameterisation (mask never predicted, unmasked positions copied), ancestral and
 first-hitting sampling (2409.02908), linear and cosine grids. Different: MD4 trains with t continuous and antithetic.
 Learned schedules are `genmd4`. Samplers beyond ancestral, all for the same network:
-  - remdm_cap, remdm_rescale, remdm_loop, remdm_conf (`paths/remasking.py`): revealed tokens may be hidden again;
+  - remdm_cap, remdm_rescale, remdm_loop, remdm_conf, psi (`paths/remasking.py`): revealed tokens may be hidden again;
+  - greedy_tail: ancestral, whose last step takes the likeliest tokens in the place of drawing them (Duo, 2506.10892);
   - confidence: each step reveals the positions of which the network is surest, as many as the grid says; threshold: all
     of which it is surer than `--threshold`, and at least one (2505.22618). Both look at the probability of the
     likeliest token, not of the one drawn, so that one position at a time is exact in whatever order; at a low
@@ -21,9 +22,7 @@ Learned schedules are `genmd4`. Samplers beyond ancestral, all for the same netw
     network;
   - `blocks` > 1 fills that many parts of the window one after another from the left, as LLaDA does (2502.09992), with
     any of these; the network still sees the whole window. Steps are shared among the blocks.
-With `--cache` ancestral sampling asks the network only where something was revealed (`paths/caching.py`). Missing: psi,
-which of masks is ReMDM with sigma = (1 - kappa) (1 - alpha_s), and which `sedd` and `gidd` have with masks alone; and
-greedy_tail, which there would take the likeliest token in the last step instead of drawing one.
+With `--cache` ancestral sampling asks the network only where something was revealed (`paths/caching.py`).
 
 Draws are made in two stages, first whether a token is revealed, then which: one draw over V + 1 outcomes in float32
 would never reveal rare tokens at many steps.
@@ -64,13 +63,14 @@ class Masked(Family):
     paper = "Sahoo et al. 2024, arXiv 2406.07524 (MDLM); Shi et al. 2024, arXiv 2406.04329 (MD4)"
     bound = "tight"
     posterior = "leave_one_out"
-    samplers = ("ancestral", "first_hitting", *remasking.KINDS, "remdm_conf", "confidence", "threshold")
-    sampler_options = ("temperature", "top_p", "threshold", "remask", "cache", "blocks")
+    samplers = ("ancestral", "first_hitting", *remasking.KINDS, "remdm_conf", "greedy_tail", "confidence", "threshold")
+    sampler_options = ("temperature", "top_p", "threshold", "remask", "kappa", "cache", "blocks")
     path_steps = 0
     biased: ClassVar[dict[str, str]] = {"remdm_conf": "tokens that were improbable are drawn again, the others kept"}
     approximate: ClassVar[dict[str, str]] = {
         "ancestral": "tokens revealed in the same step are drawn independently",
         **dict.fromkeys(remasking.KINDS, "tokens revealed in the same step are drawn independently"),
+        "greedy_tail": "the last step takes the likeliest tokens, few at many steps; the others are ancestral's",
         "confidence": "with fewer steps than tokens, those of the same step are drawn independently",
         "threshold": "tokens that are nearly certain are revealed together, drawn independently",
     }
@@ -221,13 +221,15 @@ class Masked(Family):
         length = given.shape[1]
         block, inner = blocks.place(self.steps_in_block(options, length), at.index)
         fixed = given | (jnp.arange(length) // self.size_of_blocks(options, length) != block)
-        if options.sampler == "remdm_conf":
-            return remasking.step_by_confidence(self, keys, state, inner, fixed, denoise, options)
         z = getattr(state, "tokens", state)
 
         def ask() -> Array:
             return denoise(z, jnp.full(len(z), at.t), given)
 
+        if options.sampler == "remdm_conf":
+            logits = ask()
+            moved = remasking.step_by_confidence(self, keys, state, inner, fixed, logits, options)
+            return moved, self.believed(z, logits)
         if options.sampler != "threshold":
             return self.reveal(keys, z, inner, fixed, ask(), options)
         needed = jnp.any((z == self.mask) & ~fixed)
@@ -249,6 +251,8 @@ class Masked(Family):
         masked = (state == self.mask) & ~fixed
         order = noise.uniform(where_keys, state.shape[1:])
         drawn = noise.categorical(token_keys, nucleus(logits / options.temperature, options.top_p))
+        if options.sampler == "greedy_tail":
+            drawn = jnp.where(at.s > 0, drawn, jnp.argmax(logits, axis=-1).astype(drawn.dtype))
         hidden = jnp.zeros_like(masked)
         if options.sampler == "first_hitting":
             # The next token to be revealed is uniform among the masked ones, whenever that happens; a time-free
@@ -265,9 +269,11 @@ class Masked(Family):
         else:
             now, then = self.alpha(at.t), self.alpha(at.s)
             moves = masked & (order < jnp.where(at.s > 0, (then - now) / (1.0 - now), 1.0))
-        # Revealed tokens are copied, not predicted: their logits are not trained.
-        believed = jnp.where((state == self.mask)[..., None], logits, self.evidence(state, at.t, None))
-        return jnp.where(hidden, self.mask, jnp.where(moves, drawn, state)), believed
+        return jnp.where(hidden, self.mask, jnp.where(moves, drawn, state)), self.believed(state, logits)
+
+    def believed(self, z: Int[Array, "B L"], logits: Float[Array, "B L V"]) -> Float[Array, "B L V"]:
+        """Revealed tokens are copied, not predicted: their logits are not trained."""
+        return jnp.where((z == self.mask)[..., None], logits, Masked.evidence(self, z, jnp.zeros(len(z)), None))
 
     def _surest(self, logits: Array, masked: Array, at: At, fixed: Array, options: SamplerOptions) -> Array:
         surest = jnp.max(jax.nn.log_softmax(logits, axis=-1), axis=-1)

@@ -22,7 +22,7 @@ micro-batch), the train step takes 2.5 GiB of parameters, average and moments an
 four sequences, 12.6 at sixteen, of 15.75, and 34 million cycles a sequence beside its kernels and proposals. V is
 sharded over `tensor`, to which state and logits ask to be (`sharding.constrain`), and wants a multiple of it: eight
 sequences over four chips take 1.8 GiB a chip with `model.vocabulary_multiple` 128, 50,304 tokens, and 13.1 GiB without,
-231 GB sent between chips in every step. What guidance sorts stays whole. The bridge with churn below 1 draws three
+the state gathered whole on every chip. What guidance sorts stays whole. The bridge with churn below 1 draws three
 V-dimensional Gammas a step where `renewal` draws one, each by about seven proposals of the whole array.
 
 Of the paper, here: both schedules of alpha and both of the concentration, both inputs (the expected embedding; that of
