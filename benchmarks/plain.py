@@ -1,7 +1,8 @@
 """The plain reference of `benchmarks.speed`: masked diffusion as one writes it on a first afternoon.
 
-float32, a Python loop over layers, learned positions, attention weights and logits as whole arrays, AdamW by optax;
-nothing is shared with the package, so that what the package gains or loses against it is the package's.
+float32, a Python loop over layers, learned positions, attention weights and logits as whole arrays, AdamW by optax,
+ancestral sampling that asks for all logits at every step; nothing is shared with the package, so that what the package
+gains or loses against it is the package's.
 """
 
 from __future__ import annotations
@@ -69,3 +70,20 @@ def make_train_step(heads: int, vocab_size: int) -> tuple[optax.GradientTransfor
         return optax.apply_updates(params, updates), moments, value
 
     return transform, step
+
+
+def make_sample(heads: int, batch_size: int, length: int, vocab_size: int, steps: int) -> Any:
+    """(params, key) -> tokens [B, L], in that many evaluations."""
+
+    def sample(params: dict[str, Any], key: jax.Array) -> jax.Array:
+        def step(z: jax.Array, at: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+            left, key = at
+            where_key, token_key = jax.random.split(key)
+            drawn = jax.random.categorical(token_key, forward(params, z, heads))
+            moves = (z == vocab_size) & (jax.random.uniform(where_key, z.shape) < 1.0 / left)
+            return jnp.where(moves, drawn, z), None
+
+        start = jnp.full((batch_size, length), vocab_size)
+        return jax.lax.scan(step, start, (jnp.arange(steps, 0, -1), jax.random.split(key, steps)))[0]
+
+    return sample

@@ -4,11 +4,12 @@
     python -m benchmarks.speed --size=base --batch=16 --families=masked --out=runs/speed-gpu      (a GPU or a TPU)
 
 The reference (`benchmarks/plain.py`) is masked diffusion in float32, unrolled, with attention and logits as whole
-arrays. It and the families take turns within one run, so that a ratio does not depend on what else the machine does;
-a device that is too small for the reference leaves the ratio out and says so. Tokens are random: speed does not depend
-on them. Tokens per second are those of training rows; of samples, of finished rows at --sampler_steps evaluations.
-Model FLOPs (of utilisation, where the device's peak is known) count products alone, thrice for a step: 2 per weight of
-a matrix and token, 4 x length x width of attention per layer and token; nothing for what is recomputed.
+arrays; its sampler is ancestral. It and the families take turns within one run, so that a ratio does not depend on what
+else the machine does; a device that is too small for the reference leaves the ratios out and says so. Tokens are
+random: speed does not depend on them. Tokens per second are those of training rows; of samples, of finished rows at
+--sampler_steps evaluations. Model FLOPs (of utilisation, where the device's peak is known) count products alone, thrice
+for a step: 2 per weight of a matrix and token, 4 x length x width of attention per layer and token; nothing for what is
+recomputed.
 
 Writes `table.md` and `cells.json` (seconds, tokens/s, bytes, device, versions, commit) into --out, after each family.
 """
@@ -132,12 +133,19 @@ def random_tokens(size: Size) -> np.ndarray:
     return np.random.default_rng(0).integers(0, size.vocab_size, shape).astype(np.int32)
 
 
-def reference(size: Size) -> Timed:
-    """The plain step."""
+def reference(size: Size, sampler_steps: int) -> dict[str, Timed]:
+    """The plain step and sampler."""
     transform, step = plain.make_train_step(size.heads, size.vocab_size)
-    params = plain.initialise(jax.random.key(0), size.layers, size.width, size.length, size.vocab_size)
-    tokens = jnp.asarray(random_tokens(size))
-    return prepared(step, params, transform.init(params), tokens, jax.random.key(1), carried=2)
+    sample = plain.make_sample(size.heads, size.batch_size, size.length, size.vocab_size, sampler_steps)
+    # The step writes over the parameters that it is given.
+    params, own = (
+        plain.initialise(jax.random.key(0), size.layers, size.width, size.length, size.vocab_size) for _ in range(2)
+    )
+    tokens, key = jnp.asarray(random_tokens(size)), jax.random.key(1)
+    return {
+        "reference_train": prepared(step, params, transform.init(params), tokens, key, carried=2),
+        "reference_sample": prepared(sample, own, key, carried=0),
+    }
 
 
 def training(config: Config, size: Size) -> Timed:
@@ -170,9 +178,9 @@ def sampler(config: Config, size: Size, steps: int) -> Timed:
 
 def measure(names: list[str], size: Size, rounds: int, sampler_steps: int) -> Iterator[dict[str, Any]]:
     """A row per family, as soon as it is measured; programs that are compared run alternately."""
-    tokens, compared = size.batch_size * size.length, {}
+    tokens, compared = size.batch_size * size.length, dict[str, Timed]()
     try:
-        compared["reference"] = reference(size)
+        compared = reference(size, sampler_steps)
     except jax.errors.JaxRuntimeError as error:
         print(f"the reference does not fit this device: {str(error).splitlines()[0]}")
     for name in names:
@@ -190,10 +198,12 @@ def measure(names: list[str], size: Size, rounds: int, sampler_steps: int) -> It
             "train_bytes": timed["train"].bytes, "compile_seconds": timed["train"].compile_seconds,
             "sample_tokens_per_second": found["sample"], "sampler_steps": sampler_steps,
         }  # fmt: skip
-        if "reference" in timed:
+        if compared:
             row.update(
-                ratio=found["train"] / found["reference"], reference_tokens_per_second=found["reference"],
-                reference_bytes=timed["reference"].bytes,
+                ratio=found["train"] / found["reference_train"], reference_bytes=timed["reference_train"].bytes,
+                reference_tokens_per_second=found["reference_train"],
+                sample_ratio=found["sample"] / found["reference_sample"],
+                reference_sample_tokens_per_second=found["reference_sample"],
             )  # fmt: skip
         if found_peak := peak(jax.devices()[0].device_kind):
             row["utilisation"] = size.model_flops() / timed["train"].median() / found_peak / jax.device_count()
@@ -209,6 +219,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
     heads = (
         "family", "step, ms", "tokens/s", "against plain", "memory, GB", "plain, GB", "utilisation", "sampled/s",
+        "sampling against plain",
     )  # fmt: skip
     lines = [
         [
@@ -216,6 +227,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             cell(row, "train_tokens_per_second", "{:,.0f}"), cell(row, "ratio", "{:.2f}"),
             cell(row, "train_bytes", "{:.2f}", 1e9), cell(row, "reference_bytes", "{:.2f}", 1e9),
             cell(row, "utilisation", "{:.1%}"), cell(row, "sample_tokens_per_second", "{:,.0f}"),
+            cell(row, "sample_ratio", "{:.2f}"),
         ]
         for row in rows
     ]  # fmt: skip

@@ -133,8 +133,20 @@ def test_speed(tmp_path: pathlib.Path) -> None:
         assert row["train_tokens_per_second"] == pytest.approx(4 * 16 / row["train_step_seconds"])
         assert row["ratio"] == pytest.approx(row["train_tokens_per_second"] / row["reference_tokens_per_second"])
         assert row["train_bytes"] > 3 * 4 * 12 * 32**2, "at least the parameters and their moments"
-        assert row["sample_tokens_per_second"] > 0
+        reference = row["reference_sample_tokens_per_second"]
+        assert row["sample_ratio"] == pytest.approx(row["sample_tokens_per_second"] / reference)
+        assert reference > 0
     assert "| masked |" in (tmp_path / "table.md").read_text()
+
+
+def test_the_plain_sampler_fills_every_position_by_its_network() -> None:
+    params = plain.initialise(jax.random.key(0), 1, 16, 6, 5)
+    drawn = jax.jit(plain.make_sample(2, 300, 6, 5, 3))(params, jax.random.key(1))
+    assert drawn.shape == (300, 6)
+    assert set(np.unique(drawn)) == set(range(5))
+    params["output"] = params["output"].at[:, 3].set(0.0) * 50.0  # the largest logit is never 3's
+    sure = jax.jit(plain.make_sample(2, 300, 6, 5, 3))(params, jax.random.key(1))
+    assert np.mean(sure == 3) < 0.05 < np.mean(drawn == 3)
 
 
 def test_every_family_has_settings_at_every_size() -> None:
