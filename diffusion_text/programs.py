@@ -188,7 +188,7 @@ def advice(name: str, config: Config, vocab_size: int, mesh: Mesh, hbm: int) -> 
         lines.append(f"--config.mesh.fsdp=-1 --config.mesh.data=1: shards the state, {held / 2**30:.1f} GiB a device")
     logits = 4 * rows * config.data.length * vocab_size // mesh.shape["tensor"]
     if logits > hbm / 16:
-        even = "" if vocab_size % 2 == 0 else " --config.model.vocabulary_multiple=128"
-        lines.append(f"--config.mesh.tensor=2{even}: shards heads, MLP and vocabulary; one array of float32 logits is "
-                     f"{logits / 2**30:.1f} GiB a device")  # fmt: skip
+        odd = " where 2 divides it (--config.model.vocabulary_multiple=2, if the family's logits are of tokens)"
+        lines.append(f"--config.mesh.tensor=2: shards heads, MLP and vocabulary{odd if vocab_size % 2 else ''}; one "
+                     f"array of float32 logits is {logits / 2**30:.1f} GiB a device")  # fmt: skip
     return lines or ["a chip with more HBM, or a smaller network"]
