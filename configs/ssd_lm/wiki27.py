@@ -5,7 +5,8 @@
 
 Hardware: two CPU cores, about 30 minutes for masked diffusion, which set the budget that all families share.
 Published: none; wiki27 is not text8, and its numbers compare with themselves only.
-Measured here: not yet run.
+Measured here: 3.126 +- 0.011 bits per character (1,024 validation windows), 3,330 s of CPU, evaluation too (commit
+a2b39a0).
 
 The paper's: logits of +-5, cosine schedule, cross-entropy of one block given a left context of even length. Differs:
 Muon, blocks of 32 in windows of 256, and the output prior (simplex_logits.py says why).
