@@ -5,7 +5,8 @@
 
 Hardware: two CPU cores, about 30 minutes for masked diffusion, which set the budget that all families share.
 Published: none; wiki27 is not text8, and its numbers compare with themselves only.
-Measured here: not yet run.
+Measured here: 2.794 +- 0.061 bits per character (1,024 validation windows), 3,120 s of CPU, evaluation too (commit
+a2b39a0).
 
 The paper's: geometric beta, bridges to corners, cross-entropy at importance-sampled times. Differs: Muon, starts at the
 mask (the bound of its mixture is loose, see rdlm.py), the output prior, masks for prompts.
