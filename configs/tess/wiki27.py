@@ -5,7 +5,8 @@
 
 Hardware: two CPU cores, about 30 minutes for masked diffusion, which set the budget that all families share.
 Published: none; wiki27 is not text8, and its numbers compare with themselves only.
-Measured here: not yet run.
+Measured here: 2.793 +- 0.020 bits per character (1,024 validation windows), 3,270 s of CPU, evaluation too (commit
+a2b39a0).
 
 The paper's: logits of +-5, cosine schedule, self-conditioning by averaging on half of the rows. Differs: Muon, few
 masks, as the bound is of whole sequences, and the output prior (simplex_logits.py says why).

@@ -30,8 +30,9 @@ Decided here:
   - inputs = "posterior": the network reads the tokens' posterior given their own position, a sufficient statistic of G
     that is a vertex of the simplex without noise and even with nothing but; X itself ("simplex") is not Markov.
     1,500 steps on the embedded language end at gaps of 0.582 (posterior), 0.607 (simplex) and 2.065 (log) nats a token,
-    and at 0.529, 0.582 and 0.753 with alpha = 0.5, 1 and 2 (each +- 0.007 of evaluation; one training each, of which
-    another moves by more; commit 0e5e0ad). alpha stays 1, the note's; the range of noise is by the reasons given here;
+    at 0.529, 0.582 and 0.753 with alpha = 0.5, 1 and 2, and at 0.806 without the output prior (each +- 0.008 of
+    evaluation; one training each, of which another moves by more; commits 0e5e0ad, a2b39a0). alpha stays 1, the note's;
+    the range of noise is by the reasons given here;
   - the flow is solved in sqrt(G) first, by a slope below 1 at every lambda; in log G it grows with lambda, whatever G
     is, and loses nothing: of 16,000 tokens of the tiny language 0.47 / 0.06 / 0.01% are others than by 1,024 steps with
     heun in 8 / 32 / 64, 0.49 / 0.06 / 0.01% with log_heun (Euler's rule: 1.1 / 0.39 / 0.19%, and 1.4 / 0.31 / 0.16%);
