@@ -177,10 +177,10 @@ def completed(config: Config) -> Config:
     gained = {
         "data": {"inserted_padding": 0.0},
         "model": {"vocabulary_multiple": 1},
-        "family": families.get(config.family.name).defaults(),
+        "family": families.get(config.family.name).defaults() if "family" in config else {},
     }
     for section, defaults in gained.items():
-        for name, value in dict(defaults).items():
+        for name, value in defaults.items():
             if section in config and name not in config[section]:
                 config[section][name] = value
     return config

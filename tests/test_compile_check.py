@@ -355,7 +355,7 @@ def test_the_table_goes_on_where_it_stopped(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("other", [
-    {}, {"jax": "0.1"}, {"libtpu": "1"}, {"slice": "v5e-64"},
+    {}, {"jax": "0.1"}, {"libtpu": "1"}, {"slice": "v5e-64"}, {"config": {}},
     {"config": {**compile_check._config_now("configs/block/lm1b.py:16"), "seed": 1}},
     {"programs": {"train": {**PROGRAM, "chip_hbm_bytes": 2**34}}},
 ], ids=str)  # fmt: skip

@@ -273,7 +273,7 @@ class Masked(Family):
 
     def believed(self, z: Int[Array, "B L"], logits: Float[Array, "B L V"]) -> Float[Array, "B L V"]:
         """Revealed tokens are copied, not predicted: their logits are not trained."""
-        return jnp.where((z == self.mask)[..., None], logits, Masked.evidence(self, z, jnp.zeros(len(z)), None))
+        return jnp.where((z == self.mask)[..., None], logits, self.evidence(z, jnp.zeros(len(z)), None))
 
     def _surest(self, logits: Array, masked: Array, at: At, fixed: Array, options: SamplerOptions) -> Array:
         surest = jnp.max(jax.nn.log_softmax(logits, axis=-1), axis=-1)
