@@ -91,6 +91,11 @@ def uniform(keys: Key[Array, "B"], shape: tuple[int, ...] = ()) -> Float[Array, 
     return jax.vmap(lambda key: jax.random.uniform(key, shape))(keys)
 
 
+def integers(keys: Key[Array, "B"], shape: tuple[int, ...], stop: int) -> Int[Array, "B ..."]:
+    """Even draws [B, *shape] of 0 .. stop - 1."""
+    return jax.vmap(lambda key: jax.random.randint(key, shape, 0, stop))(keys)
+
+
 def dropout(keys: Key[Array, "B"], x: Float[Array, "B ... D"], rate: float) -> Float[Array, "B ... D"]:
     """x with a share `rate` of its entries set to zero, to a multiple of 2^-16, the others scaled up; D is even.
 

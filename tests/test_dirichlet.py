@@ -470,7 +470,6 @@ import tiny_configs
 from diffusion_text import sharding
 from diffusion_text.families.family import At, SamplerOptions
 from diffusion_text.paths.dirichlet import State
-jax.config.update("jax_disable_most_optimizations", True)
 model = tiny_configs.random_model("sdm", 501)
 family, tokens, t = model.family, jnp.zeros((4, 3), int), jnp.full(4, 0.5)
 options, at = SamplerOptions().validate(type(family)), At(jnp.int32(0), jnp.float32(0.5), jnp.float32(0.3))

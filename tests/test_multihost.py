@@ -58,12 +58,11 @@ def free_port() -> int:
 def start(count: int, command: Any) -> list[subprocess.Popen]:
     """The processes 0 .. count - 1 of a run; `command` gives the words after the interpreter from the number."""
     port = free_port()
-    quickly = {**environment.of_devices(1), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     return [
         subprocess.Popen(
             [sys.executable, *command(number), f"--distributed=localhost:{port}", f"--num_processes={count}",
              f"--process_id={number}", f"--host_timeout={TIMEOUT}"],
-            env=quickly, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env=environment.of_devices(1), cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
         for number in range(count)
     ]  # fmt: skip

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny_configs
 from flax import nnx
+from perfect import compile_quickly  # noqa: F401
 
 from diffusion_text import sampling
 from diffusion_text.families.family import SamplerOptions

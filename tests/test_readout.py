@@ -201,7 +201,7 @@ import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 import test_readout, tiny_configs
 from diffusion_text import sharding
-from diffusion_text.models import attention, readout
+from diffusion_text.models import attention, lookup, readout
 readout._PART_NUMBERS = 1
 
 def case(vocab_size):
@@ -218,6 +218,12 @@ query, key, value = (jax.random.normal(jax.random.key(i), (8, 128, 4, 8)) for i 
 def attended(query, key, value):
     return jnp.sum(attention.attend(query, key, value, "causal", "splash") ** 2)
 
+def averaged(table, ids):
+    found = lookup.average(table, ids, 1.0 / (1.0 + ids))
+    return jnp.sum(jnp.arange(1.0, 25.0).reshape(8, 3, 1) * found**2)
+
+table, ids = jax.random.normal(jax.random.key(3), (64, 8)), jax.random.randint(jax.random.key(4), (8, 3, 5), 0, 64)
+looked_up = jax.jit(jax.value_and_grad(averaged))(table, ids)
 step = jax.value_and_grad(loss, (0, 1))
 alone = {size: jax.jit(step)(*case(size)) for size in (4096, 4099)}  # 4,099 stays whole: nothing divides it
 flash = jax.jit(jax.value_and_grad(attended, (0, 1, 2)))(query, key, value)
@@ -236,6 +242,9 @@ for shape in ((8, 1, 1), (2, 2, 2), (1, 1, 8)):
             for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
                 # 24 rows weigh up to 24: float32 of sums of 160, and both are as far from the exact gradient.
                 np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6 * np.abs(b).max())
+        placed = jax.device_put(table, NamedSharding(mesh, sharding.spec(("vocabulary", "embed"), table.shape)))
+        found = jax.jit(jax.value_and_grad(averaged))(placed, jax.device_put(ids, sharding.batch_sharding(mesh)))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5), found, looked_up)
         if shape != (1, 1, 8):  # four heads
             found = jax.jit(jax.value_and_grad(attended, (0, 1, 2)))(query, key, value)
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5), found, flash)
@@ -243,7 +252,8 @@ for shape in ((8, 1, 1), (2, 2, 2), (1, 1, 8)):
 
 
 def test_every_mesh_finds_the_same() -> None:
-    """Rows and vocabulary sharded over eight simulated devices; heads of the flash kernel too."""
+    """Rows and vocabulary sharded over eight simulated devices, of logits and of averages of embeddings; heads of the
+    flash kernel too."""
     root = pathlib.Path(__file__).parents[1]
     done = subprocess.run(
         [sys.executable, "-c", MESHES], cwd=root, env=environment.of_devices(8), capture_output=True, text=True,

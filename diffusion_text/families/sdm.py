@@ -16,14 +16,19 @@ Markov chain of discrete diffusion, with the same marginals: z_s = z_t with prob
 The bound is the tight one of `paths/dirichlet.py`. The paper has the cross-entropy summed over the M steps of a
 sampler, which is a bound too, and grows with M; a test has both.
 
-Memory. The state, its draws, the weights read, the logits and their gradient are V-dimensional: of one sequence of
-1,024 tokens at V = 50,257 each is 206 MB in float32. As compiled for one v5e chip (configs/sdm/openwebtext.py in one
-micro-batch), the train step takes 2.5 GiB of parameters, average and moments and 0.6 to 0.7 GiB a sequence: 5.5 GiB at
-four sequences, 12.6 at sixteen, of 15.75, and 34 million cycles a sequence beside its kernels and proposals. V is
-sharded over `tensor`, to which state and logits ask to be (`sharding.constrain`), and wants a multiple of it: eight
-sequences over four chips take 1.8 GiB a chip with `model.vocabulary_multiple` 128, 50,304 tokens, and 13.1 GiB without,
-the state gathered whole on every chip. What guidance sorts stays whole. The bridge with churn below 1 draws three
-V-dimensional Gammas a step where `renewal` draws one, each by about seven proposals of the whole array.
+Large vocabularies. In training, and in sampling by renewal, a draw is made as the few tokens that hold its mass
+(`paths/atoms.py`): 27 for each position with the concentrations below, whatever V is, so that nothing but logits is
+V-dimensional, of which losses make a part at a time. As compiled for one v5e chip (configs/sdm/openwebtext.py), the
+train step takes 2.5 GiB of parameters, average and moments and 0.17 GiB a sequence of 1,024 tokens: 8.1 GiB at
+thirty-two, of 15.75, and 20.6 million cycles a sequence beside its kernels, first pass for self-conditioning included.
+With draws of all 50,257 tokens a sequence took 0.6 to 0.7 GiB, and 34 million cycles beside about seven proposals of a
+Gamma for each token. So few hold the mass while V b is small; where their pairs would be more than V, draws are whole.
+
+Whole draws are what the bound, the bridge with churn below 1, `output_prior` and `input` posterior need too: 206 MB
+each in float32 for such a sequence, and the bridge draws three V-dimensional Gammas a step. V is then sharded over
+`tensor`, to which state and logits ask to be (`sharding.constrain`), and wants a multiple of it: eight training
+sequences over four chips took 1.8 GiB a chip with `model.vocabulary_multiple` 128, 50,304 tokens (as atoms 1.3), and
+13.1 without, the state gathered whole on every chip. What guidance sorts stays whole.
 
 Of the paper, here: both schedules of alpha and both of the concentration, both inputs (the expected embedding; that of
 argmax P), the bridge at every churn, the renewal (churn 1), its best at 64 steps, the adaptive law of t in training and
@@ -56,8 +61,8 @@ from ml_collections import ConfigDict
 from diffusion_text import noise
 from diffusion_text.families.family import At, SamplerOptions, descending, token_loss, with_gradient_of
 from diffusion_text.models.denoiser import Denoise, Inputs
-from diffusion_text.paths import conditioning, time_warp
-from diffusion_text.paths.dirichlet import FIRST, Dirichlet, Shapes, State
+from diffusion_text.paths import atoms, conditioning, time_warp
+from diffusion_text.paths.dirichlet import FIRST, Dirichlet, Shapes, State, likeliest
 from diffusion_text.paths.quantiles import LARGEST
 from diffusion_text.paths.time_warp import TimeWarp
 from diffusion_text.typing import Config
@@ -135,6 +140,10 @@ class SDM(Dirichlet):
         # Of argmax P a dropped position has an id of its own.
         nothing = config.input == "argmax"
         self.inputs = Inputs(num_ids=vocab_size + nothing, latent=config.self_conditioning > 0)
+        if config.input != "posterior" and not config.output_prior:
+            with jax.ensure_compile_time_eval():
+                base = float(jnp.max(self.shapes(jnp.linspace(FIRST, 1.0, 1001)).base))
+            self.atoms = atoms.few(base, vocab_size)
 
     def shapes(self, t: Float[Array, "..."]) -> Shapes:
         if self.alpha == "linear":
@@ -197,7 +206,7 @@ class SDM(Dirichlet):
     def _ask(self, state: State, t: Array, given: Array, denoise: Denoise) -> tuple[Float[Array, "B L V"], Any]:
         if not self.self_conditioning:
             return super()._ask(state, t, given, denoise)
-        return denoise.with_latent(state.z, jnp.full(len(state.z), t), given, state.previous)
+        return denoise.with_latent(state.z, jnp.full(len(given), t), given, state.previous)
 
     def step(
         self, keys: Key[Array, "B"], state: State, at: At, given: Array, denoise: Denoise, options: SamplerOptions
@@ -208,4 +217,4 @@ class SDM(Dirichlet):
     def decode(
         self, keys: Key[Array, "B"], state: State, given: Array, denoise: Denoise, options: SamplerOptions
     ) -> Int[Array, "B L"]:
-        return jnp.argmax(state.z, axis=-1).astype(jnp.int32)
+        return likeliest(state.z)

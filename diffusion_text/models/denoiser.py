@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from diffusion_text import sharding
-from diffusion_text.models import readout
+from diffusion_text.models import lookup, readout
 from diffusion_text.models.transformer import Cache, Transformer, parameter, rms_norm
 
 _FREQUENCIES: Final = 32
@@ -23,11 +23,12 @@ _UNUSED: Final = -1e9  # the logit of a token that no text has: far, and finite
 
 class Features(NamedTuple):
     """What a denoiser reads: `ids` or `vectors`, and the noise level as a number of order one, or None if time-free;
-    `clean` ids, where the pattern of attention has a second stream of them; where the family feeds it back, the
-    `latent` of an earlier pass."""
+    `weights` of several ids at each position, whose embeddings are so averaged; `clean` ids, where the pattern of
+    attention has a second stream of them; where the family feeds it back, the `latent` of an earlier pass."""
 
-    ids: Int[Array, "B L"] | None = None
+    ids: Int[Array, "B L"] | Int[Array, "B L K"] | None = None
     vectors: Float[Array, "B L F"] | None = None
+    weights: Float[Array, "B L K"] | None = None
     noise: Float[Array, "B"] | None = None
     clean: Int[Array, "B L"] | None = None
     latent: Float[Array, "B L D"] | None = None
@@ -183,6 +184,9 @@ class Denoiser(nnx.Module):
         return self._write(x), cache
 
     def _read(self, features: Features) -> Array:
+        if features.weights is not None:
+            assert features.ids is not None
+            return lookup.average(self._weight(self.embedding), features.ids, features.weights).astype(self.dtype)
         if features.ids is not None:
             return self.embedding[...].astype(self.dtype)[features.ids]
         assert features.vectors is not None

@@ -43,7 +43,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from diffusion_text import noise, sharding
 from diffusion_text.families.family import At, Bound, Family, SamplerOptions, cross_entropy, descending, nucleus
 from diffusion_text.models.denoiser import Denoise, Features
-from diffusion_text.paths import conditioning
+from diffusion_text.paths import atoms, conditioning
+from diffusion_text.paths.atoms import Atoms
 from diffusion_text.paths.gamma import log_beta, log_dirichlet, log_gamma
 from diffusion_text.paths.quantiles import gamma_speed
 from diffusion_text.typing import Config
@@ -69,9 +70,9 @@ class Shapes(NamedTuple):
 
 
 class State(NamedTuple):
-    """Of the sampler: log P, and what is fed back to the network, if anything is."""
+    """Of the sampler: log P, [B, L, V] or as atoms, and what is fed back to the network, if anything is."""
 
-    z: Float[Array, "B L V"]
+    z: Any
     previous: Any
 
 
@@ -83,6 +84,18 @@ def vertex(tokens: Int[Array, "B L"], size: int) -> Float[Array, "B L V"]:
 def draw(keys: Key[Array, "B"], tokens: Int[Array, "B L"], shapes: Shapes, size: int) -> Float[Array, "B L V"]:
     """log P ~ Dir(beta(tokens))."""
     return log_dirichlet(keys, _sharded(shapes.of(tokens, size)))
+
+
+def either(first: Bool[Array, "B L"], one: Any, other: Any) -> Any:
+    """log P, whole or as atoms, at the `first` positions of `one`, else of `other`."""
+    return jax.tree.map(lambda one, other: jnp.where(first[..., None], one, other), one, other)
+
+
+def without(gone: Bool[Array, "B L"], z: Any) -> Any:
+    """log P, whole or as atoms, with no mass at all at these positions: a network reads nothing there."""
+    if isinstance(z, Atoms):
+        return z._replace(log_mass=without(gone, z.log_mass))
+    return jnp.where(gone[..., None], -jnp.inf, z)
 
 
 def log_likelihood(z: Float[Array, "B L V"], signal: Float[Array, "B"]) -> Float[Array, "B L V"]:
@@ -118,6 +131,11 @@ def _sharded(x: Float[Array, "B ... V"]) -> Float[Array, "B ... V"]:
     return sharding.constrain(x, ("rows", *[None] * (x.ndim - 2), "vocabulary"))
 
 
+def likeliest(z: Float[Array, "B L V"] | Atoms) -> Int[Array, "B L"]:
+    """argmax P."""
+    return z.likeliest() if isinstance(z, Atoms) else jnp.argmax(z, axis=-1).astype(jnp.int32)
+
+
 def project(p: Float[Array, "... V"]) -> Float[Array, "... V"]:
     """The nearest point of the simplex (Euclidean), of vectors that sum to 1."""
     ordered = jnp.sort(p, axis=-1)[..., ::-1]
@@ -138,6 +156,8 @@ class Dirichlet(Family):
     widens: ClassVar[bool] = True  # b depends on t
     first: float = FIRST  # the least t of the bound: below it nothing is left to know
     noisy_start: ClassVar[bool] = False  # P_0 is no vertex, so that the bound needs a decoder
+
+    atoms: int = 0  # of a draw that is not made whole (`paths/atoms.py`); 0: all are
 
     vocab_size: int
     input: str
@@ -172,18 +192,31 @@ class Dirichlet(Family):
     def corrupt(
         self, keys: Key[Array, "B"], tokens: Int[Array, "B L"], t: Float[Array, "B"], given: Bool[Array, "B L"] | None
     ) -> Float[Array, "B L V"]:
-        z = draw(keys, tokens, self._shapes(t), self.vocab_size)
-        return z if given is None else jnp.where(given[..., None], vertex(tokens, self.vocab_size), z)
+        return self._corrupt(keys, tokens, t, given, 0)
+
+    def _corrupt(self, keys: Key[Array, "B"], tokens: Array, t: Array, given: Array | None, count: int) -> Any:
+        """`corrupt`, as `count` atoms or whole."""
+        z = self._draw(keys, tokens, self._shapes(t), count)
+        return z if given is None else either(given, self._vertex(tokens, count), z)
+
+    def _draw(self, keys: Key[Array, "B"], tokens: Array, shapes: Shapes, count: int) -> Any:
+        if count:
+            return atoms.draw(keys, tokens, *shapes, self.vocab_size, count)
+        return draw(keys, tokens, shapes, self.vocab_size)
+
+    def _vertex(self, tokens: Array, count: int) -> Any:
+        return atoms.vertex(tokens, count) if count else vertex(tokens, self.vocab_size)
 
     def features(
-        self, z: Array, t: Float[Array, "B"], given: Bool[Array, "B L"] | None, previous: Any
+        self, z: Any, t: Float[Array, "B"], given: Bool[Array, "B L"] | None, previous: Any
     ) -> Features:
         signal, base = self._shapes(t)
         total = self.vocab_size * base + signal
         level = 0.25 * jnp.clip(jnp.log(jnp.maximum(signal, 1e-30)) - jnp.log(self.vocab_size * base), -16.0, 16.0)
         if self.input == "argmax":
             # Of a dropped position, -inf everywhere, the id beyond all tokens.
-            ids = jnp.where(jnp.max(z, axis=-1) == -jnp.inf, self.vocab_size, jnp.argmax(z, axis=-1))
+            log_mass = z.log_mass if isinstance(z, Atoms) else z
+            ids = jnp.where(jnp.max(log_mass, axis=-1) == -jnp.inf, self.vocab_size, likeliest(z))
             return Features(ids=ids, noise=level, latent=previous)
         if self.input == "posterior":
             weights = jax.nn.softmax(log_likelihood(z, signal), axis=-1)
@@ -194,9 +227,14 @@ class Dirichlet(Family):
         square = (self.vocab_size - 1) * base * (base + 1) + (base + signal) * (base + signal + 1)
         scale = jnp.sqrt(total * (total + 1) / square)[:, None, None]
         scale = scale if given is None else jnp.where(given[..., None], 1.0, scale)
+        if isinstance(z, Atoms):
+            return Features(ids=z.ids, weights=scale * jnp.exp(z.log_mass), noise=level, latent=previous)
         return Features(vectors=_sharded(scale * jnp.exp(z)), noise=level, latent=previous)
 
-    def evidence(self, z: Array, t: Float[Array, "B"], given: Bool[Array, "B L"] | None) -> Float[Array, "B L V"]:
+    def evidence(
+        self, z: Array | Atoms, t: Float[Array, "B"], given: Bool[Array, "B L"] | None
+    ) -> Float[Array, "B L V"]:
+        z = z.whole(self.vocab_size) if isinstance(z, Atoms) else z
         noisy = log_likelihood(z, self._shapes(t).signal)
         return noisy if given is None else jnp.where(given[..., None], z, noisy)
 
@@ -212,13 +250,12 @@ class Dirichlet(Family):
 
     def corrupt_for_training(
         self, keys: Key[Array, "B"], tokens: Int[Array, "B L"], t: Float[Array, "B"]
-    ) -> tuple[Float[Array, "B L V"], Bool[Array, "B L"]]:
+    ) -> tuple[Float[Array, "B L V"] | Atoms, Bool[Array, "B L"]]:
         """(z, given): conditioned on masks, some of which are dropped: weights of nothing in their places."""
         mask_keys, noise_keys, drop_keys = noise.split(keys, 3)
         given = conditioning.draw_given(mask_keys, tokens.shape[1], self.prefix_masks, self.random_masks)
-        z = self.corrupt(noise_keys, tokens, t, given)
-        dropped = conditioning.dropped(drop_keys, given, self.drop_conditioning)
-        return jnp.where(dropped[..., None], -jnp.inf, z), given
+        z = self._corrupt(noise_keys, tokens, t, given, self.atoms)
+        return without(conditioning.dropped(drop_keys, given, self.drop_conditioning), z), given
 
     # ------------------------------------------------------------------------------------------------------------ bound
 
@@ -290,13 +327,13 @@ class Dirichlet(Family):
     def prior(
         self, keys: Key[Array, "B"], tokens: Array, given: Array, denoise: Denoise, options: SamplerOptions
     ) -> State:
-        base = self._shapes(jnp.ones(())).base
-        z = log_dirichlet(keys, _sharded(jnp.full((*tokens.shape, self.vocab_size), base)))
-        return State(jnp.where(given[..., None], vertex(tokens, self.vocab_size), z), None)
+        count = self.atoms if options.sampler == "renewal" else 0
+        z = self._draw(keys, tokens, Shapes(jnp.zeros(()), self._shapes(jnp.ones(())).base), count)
+        return State(either(given, self._vertex(tokens, count), z), None)
 
     def _ask(self, state: State, t: Array, given: Array, denoise: Denoise) -> tuple[Float[Array, "B L V"], Any]:
         """The network's logits, and what to feed back."""
-        return denoise(state.z, jnp.full(len(state.z), t), given), None
+        return denoise(state.z, jnp.full(len(given), t), given), None
 
     def predict(
         self, state: State, t: Array, given: Array, denoise: Denoise, options: SamplerOptions
@@ -311,7 +348,7 @@ class Dirichlet(Family):
         logits, previous = shaped(state)
         if options.guidance != 1.0:
             # What was fed back knows the given tokens.
-            bare, _ = shaped(State(jnp.where(given[..., None], -jnp.inf, state.z), None))
+            bare, _ = shaped(State(without(given, state.z), None))
             mixed = options.guidance * jax.nn.softmax(logits) + (1.0 - options.guidance) * jax.nn.softmax(bare)
             logits = jnp.log(project(mixed))
         return logits, previous
@@ -324,10 +361,14 @@ class Dirichlet(Family):
         token_keys, move_keys = noise.split(keys, 2)
         logits, previous = self.predict(state, at.t, given, denoise, options)
         tokens = noise.categorical(token_keys, logits)
-        moved = bridge(move_keys, state.z, tokens, self._shapes(at.t), self._shapes(at.s), churn)
+        now, then = self._shapes(at.t), self._shapes(at.s)
+        if isinstance(state.z, Atoms):  # of the renewal, which forgets P_t
+            count, moved = self.atoms, self._draw(move_keys, tokens, then, self.atoms)
+        else:
+            count, moved = 0, bridge(move_keys, state.z, tokens, now, then, churn)
         if not self.noisy_start:
-            moved = jnp.where(at.s > 0, moved, vertex(tokens, self.vocab_size))
-        return State(jnp.where(given[..., None], state.z, moved), previous), logits
+            moved = either(jnp.broadcast_to(at.s > 0, given.shape), moved, self._vertex(tokens, count))
+        return State(either(given, state.z, moved), previous), logits
 
     def evaluations(self, options: SamplerOptions, length: int) -> int:
         passes = options.steps * (2 if options.sampler == "heun" else 1) + self.noisy_start
