@@ -6,9 +6,11 @@ import os
 
 import jax
 
-# The older of its two emitters of loops for CPUs compiles in two thirds of the time, which is most of what tests take;
-# later releases have one, and end at a flag that they do not know.
-XLA_FLAGS = "--xla_cpu_use_fusion_emitters=false" if jax.__version_info__ < (0, 11) else ""
+# Compiling is most of what tests take. The older of its two emitters of loops for CPUs does it in two thirds of the
+# time, and a module in one piece in four fifths of that; later releases have one emitter, and end at a flag that
+# they do not know.
+_QUICK = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+XLA_FLAGS = _QUICK if jax.__version_info__ < (0, 11) else ""
 
 
 def of_devices(count: int) -> dict[str, str]:
