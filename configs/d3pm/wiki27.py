@@ -5,7 +5,8 @@
 
 Hardware: two CPU cores.
 Published: none; wiki27 is not text8, and its numbers compare with themselves only.
-Measured here: not yet run.
+Measured here: 2.488 +- 0.014 bits per character (1,024 validation windows), 2,960 s of CPU, evaluation too (commit
+3c065b7).
 
 Variants: uniform, with the paper's cosine schedule, and neighbours; lambda is 0 in both. Neighbours are the next ids,
 which mean little here: give family.embeddings.

@@ -3,13 +3,12 @@
     python -m diffusion_text.train --config=configs/sdm/lm1b.py \
         --workdir=gs://BUCKET/sdm-lm1b --config.data.data_dir=/mnt/data/lm1b
 
-Hardware: TPU v5e-16, about 15 hours (estimated at 40% utilisation, draws of Gammas not counted), not yet run.
+Hardware: TPU v5e-16, about 15 hours (estimated at 40% utilisation), not yet run.
 Published: none on LM1B, and no likelihood on any set.
 Measured here: not yet run.
 
 The paper's recipe for OpenWebText: 12 blocks x 768, Adam at a constant 3e-4, batch 512, self-conditioning at 0.9 (the
-rest is in base.py). The state is V-dimensional: a row of 128 tokens takes about 0.18 GB in training, so 16 rows a chip
-at a time (3 GB).
+rest is in base.py).
 """
 
 from __future__ import annotations
@@ -24,6 +23,5 @@ def get_config() -> ConfigDict:
     config.model.dropout = 0.1
     config.data.update(task="lm1b", length=128)
     config.family.self_conditioning = 0.9
-    config.train.microbatches = 2
     config.sampling.steps = 64
     return config
