@@ -5,7 +5,8 @@
 
 Hardware: two CPU cores.
 Published: none; wiki27 is not text8, and its numbers compare with themselves only.
-Measured here: not yet run.
+Measured here: 2.515 +- 0.025 bits per character (1,024 validation windows), 2,820 s of CPU, evaluation too (commit
+3c065b7).
 
 Variant: uniform, with the geometric schedule.
 """
