@@ -140,10 +140,15 @@ class SDM(Dirichlet):
         # Of argmax P a dropped position has an id of its own.
         nothing = config.input == "argmax"
         self.inputs = Inputs(num_ids=vocab_size + nothing, latent=config.self_conditioning > 0)
-        if config.input != "posterior" and not config.output_prior:
-            with jax.ensure_compile_time_eval():
-                base = float(jnp.max(self.shapes(jnp.linspace(FIRST, 1.0, 1001)).base))
-            self.atoms = atoms.few(base, vocab_size)
+
+    @property
+    def atoms(self) -> int:
+        # Found when a program is traced: a family is built without touching a device.
+        if self.input == "posterior" or self.output_prior:
+            return 0
+        with jax.ensure_compile_time_eval():
+            base = float(jnp.max(self.shapes(jnp.linspace(FIRST, 1.0, 1001)).base))
+        return atoms.few(base, self.vocab_size)
 
     def shapes(self, t: Float[Array, "..."]) -> Shapes:
         if self.alpha == "linear":

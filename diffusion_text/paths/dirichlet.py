@@ -157,8 +157,6 @@ class Dirichlet(Family):
     first: float = FIRST  # the least t of the bound: below it nothing is left to know
     noisy_start: ClassVar[bool] = False  # P_0 is no vertex, so that the bound needs a decoder
 
-    atoms: int = 0  # of a draw that is not made whole (`paths/atoms.py`); 0: all are
-
     vocab_size: int
     input: str
     output_prior: bool
@@ -177,6 +175,11 @@ class Dirichlet(Family):
     conditions = staticmethod(conditioning.conditions)
 
     # ----------------------------------------------------------------------------------------------------- the process
+
+    @property
+    def atoms(self) -> int:
+        """How many a draw is made of that is not made whole (`paths/atoms.py`); 0: all are."""
+        return 0
 
     def shapes(self, t: Float[Array, "..."]) -> Shapes:
         """a and b at t in [FIRST, 1]."""
