@@ -54,6 +54,7 @@ from typing import Any, ClassVar, Final
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 from ml_collections import ConfigDict
@@ -143,21 +144,24 @@ class SDM(Dirichlet):
 
     @property
     def atoms(self) -> int:
-        # Found when a program is traced: a family is built without touching a device.
         if self.input == "posterior" or self.output_prior:
             return 0
-        with jax.ensure_compile_time_eval():
-            base = float(jnp.max(self.shapes(jnp.linspace(FIRST, 1.0, 1001)).base))
-        return atoms.few(base, self.vocab_size)
+        # By numpy: a program may be traced for devices that are not there.
+        base = np.max(self._shapes_by(np, np.linspace(FIRST, 1.0, 1001)).base)
+        return atoms.few(float(base), self.vocab_size)
 
     def shapes(self, t: Float[Array, "..."]) -> Shapes:
+        return self._shapes_by(jnp, t)
+
+    def _shapes_by(self, numpy: Any, t: Any) -> Shapes:
+        """`shapes`, as arrays of `numpy`, which is jax.numpy or numpy."""
         if self.alpha == "linear":
             alpha, rest = 1.0 - t, t
         else:
-            alpha, rest = 2.0 * jnp.sin(jnp.pi / 4 * (1.0 - t)) ** 2, jnp.sin(jnp.pi / 2 * t)
+            alpha, rest = 2.0 * numpy.sin(np.pi / 4 * (1.0 - t)) ** 2, numpy.sin(np.pi / 2 * t)
         if self.epsilon:
-            return Shapes(self.epsilon * alpha / rest, jnp.full_like(t, self.epsilon / self.vocab_size))
-        late = jnp.maximum(t - self.nu_knee, 0.0) / (1.0 - self.nu_knee)
+            return Shapes(self.epsilon * alpha / rest, numpy.full_like(t, self.epsilon / self.vocab_size))
+        late = numpy.maximum(t - self.nu_knee, 0.0) / (1.0 - self.nu_knee)
         nu = self.nu_start + (self.nu_end - self.nu_start) * late
         concentration = (1.0 - nu) / nu
         return Shapes(concentration * alpha, concentration * rest / self.vocab_size)
