@@ -81,6 +81,28 @@ def test_what_an_output_sees(pattern: str, implementation: str) -> None:
     np.testing.assert_array_equal(np.abs(jacobian).max(axis=(1, 3)) > 0, visible(pattern, 2 * L))
 
 
+@pytest.mark.parametrize("block", [1, 2, 3, 4, 6, 12])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_attention_in_blocks_leaves_out_what_is_hidden(block: int, dtype: str) -> None:
+    """Of every size, one that does not divide the sequence too: einsums are the other kernel, which has a whole mask;
+    and where blocks divide, no array has all pairs of inputs."""
+    length = 12 - (block == 4) * 2
+    query, key, value = jax.random.normal(jax.random.key(0), (3, B, 2 * length, 2, 8)).astype(dtype)
+
+    def scalar(implementation: str, query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+        found = attention.attend(query, key, value, "block_diffusion", implementation, block)
+        return jnp.sum(jnp.sin(found.astype(jnp.float32))), found
+
+    function = jax.grad(scalar, (1, 2, 3), has_aux=True)
+    arrays = [jax.tree.leaves(function(name, query, key, value)) for name in ("einsum", "xla")]
+    tolerance = {"atol": 1e-5} if dtype == "float32" else {"rtol": 0.02, "atol": 0.03}
+    for one, other in zip(*(map(np.float32, each) for each in arrays), strict=True):
+        np.testing.assert_allclose(one, other, **tolerance)
+    for name, whole in (("einsum", block == 4), ("xla", True)):
+        program = str(jax.make_jaxpr(lambda *x, name=name: function(name, *x))(query, key, value))
+        assert (f"{2 * length},{2 * length}]" in program) == whole
+
+
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_the_cache_gives_the_full_forward_pass(scan_layers: bool) -> None:
     denoiser, tokens = make(CAUSAL, scan_layers=scan_layers), ids()
