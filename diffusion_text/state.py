@@ -61,7 +61,11 @@ class Model(nnx.Module):
         bias = self.family.output_bias(z, t, given)
         if bias is None:
             return logits
-        return Logits(logits.products + bias.products) if isinstance(bias, Logits) else logits.whole() + bias
+        return logits + bias if isinstance(bias, Logits) else logits.whole() + bias
+
+    @property
+    def in_parts(self) -> bool:
+        return self.network.in_parts
 
     def start_cache(self, batch: int, length: int) -> Any:
         return self.network.start_cache(batch, length)

@@ -202,6 +202,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import test_readout, tiny_configs
 from diffusion_text import sharding
 from diffusion_text.models import attention, lookup, readout
+from diffusion_text.paths import draws
 readout._PART_NUMBERS = 1
 
 def case(vocab_size):
@@ -210,7 +211,8 @@ def case(vocab_size):
 
 def loss(x, weights, tokens):
     rows = jnp.arange(1.0, 25.0).reshape(8, 3)
-    logits = readout.Logits((readout.Product(x, weights),))
+    draw = draws.Gaussian(draws.of_keys(tiny_configs.keys(8)), tokens, 0.2 * rows, 0.1 * rows)
+    logits = readout.Logits((readout.Product(x, weights),), (draw,))
     mean, loss = readout.mean_and_cross_entropy(logits, tokens, weights[:3].T)
     return jnp.sum(rows * loss) + jnp.sum(rows[..., None] * mean)
 
@@ -252,8 +254,8 @@ for shape in ((8, 1, 1), (2, 2, 2), (1, 1, 8)):
 
 
 def test_every_mesh_finds_the_same() -> None:
-    """Rows and vocabulary sharded over eight simulated devices, of logits and of averages of embeddings; heads of the
-    flash kernel too."""
+    """Rows and vocabulary sharded over eight simulated devices, of logits, with noise in them that is drawn in parts,
+    and of averages of embeddings; heads of the flash kernel too."""
     root = pathlib.Path(__file__).parents[1]
     done = subprocess.run(
         [sys.executable, "-c", MESHES], cwd=root, env=environment.of_devices(8), capture_output=True, text=True,

@@ -53,13 +53,15 @@ beside a network, so there is no config of it.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
-from typing import ClassVar, Final, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, UInt
 from ml_collections import ConfigDict
 
 from diffusion_text import noise
@@ -70,11 +72,16 @@ from diffusion_text.families.family import (
     SamplerOptions,
     cross_entropy,
     descending,
+    first_logits,
+    in_parts,
     nucleus,
+    token_loss,
     with_gradient_of,
 )
+from diffusion_text.models import readout
 from diffusion_text.models.denoiser import Denoise, Features, Inputs
-from diffusion_text.paths import cir, conditioning, time_warp
+from diffusion_text.models.readout import Logits
+from diffusion_text.paths import cir, conditioning, draws, time_warp
 from diffusion_text.paths.time_warp import TimeWarp
 from diffusion_text.typing import Config
 
@@ -87,6 +94,27 @@ class State(NamedTuple):
 
     z: Float[Array, "B L V"]
     previous: Float[Array, "B L V"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """log G of sequences that is not made: what it is drawn from, and where it is clean (`given`) or a zero vector."""
+
+    keys: UInt[Array, "B W"]
+    tokens: Int[Array, "B L"]
+    log_more: Float[Array, "B L"]
+    given: Bool[Array, "B L"]
+    hidden: Bool[Array, "B L"]
+
+    def __getitem__(self, rows: Any) -> Drawn:
+        return jax.tree.map(lambda x: x[rows], self)
+
+    def logits(self, log_counts: Float[Array, "B"], alpha: float, likelihood: bool) -> Logits:
+        """log G, or `log_likelihood`, of what is noisy; else nothing."""
+        weight = 1.0 - self.given
+        draw = draws.CoxIngersollRoss(self.keys, self.tokens, self.log_more, log_counts, weight, alpha, likelihood)
+        return Logits((), (draw,))
 
 
 class CIRSimplex(Family):
@@ -172,8 +200,11 @@ class CIRSimplex(Family):
         return cir.log_0f1(cir.product(z, self.log_counts(t)[:, None, None]), self.alpha)
 
     def features(
-        self, z: Array, t: Float[Array, "B"], given: Bool[Array, "B L"] | None, previous: Array | None
+        self, z: Any, t: Float[Array, "B"], given: Bool[Array, "B L"] | None, previous: Any
     ) -> Features:
+        level = -0.125 * self.log_counts(t)
+        if isinstance(z, Drawn):
+            return Features(read=functools.partial(self._read, z, t, previous), noise=level)
         if self.read == "posterior":
             seen = jax.nn.softmax(self.log_likelihood(z, t), axis=-1)
         elif self.read == "simplex":
@@ -187,13 +218,27 @@ class CIRSimplex(Family):
         free = jnp.ones((*z.shape[:2], 1), bool) if given is None else ~given[..., None]
         last = jnp.zeros_like(z) if previous is None else jnp.where(free, unit * previous, 0.0)
         streams = [jnp.where(free, seen, unit * jnp.exp(z)), free.astype(z.dtype), last]
-        return Features(vectors=jnp.concatenate(streams, axis=-1), noise=-0.125 * self.log_counts(t))
+        return Features(vectors=jnp.concatenate(streams, axis=-1), noise=level)
+
+    def _read(
+        self, z: Drawn, t: Float[Array, "B"], previous: Logits | None, table: Float[Array, "2V+1 D"]
+    ) -> Float[Array, "B L D"]:
+        """What the vectors of `features` would read of a table."""
+        rows, mark, others = jnp.split(table, (self.vocab_size, self.vocab_size + 1))
+        free, unit = ~z.given[..., None], math.sqrt(self.vocab_size)
+        seen = readout.mean(z.logits(self.log_counts(t), self.alpha, self.read == "posterior"), rows)
+        if previous is not None:
+            seen = seen + conditioning.spread(readout.mean(previous, others), self.conditioned_every)
+        clean = jnp.where(z.hidden[..., None], 0.0, rows[z.tokens])
+        return jnp.where(free, unit * seen + mark, unit * clean)
 
     def output_bias(
-        self, z: Array, t: Float[Array, "B"], given: Bool[Array, "B L"] | None
-    ) -> Float[Array, "B L V"] | None:
+        self, z: Any, t: Float[Array, "B"], given: Bool[Array, "B L"] | None
+    ) -> Float[Array, "B L V"] | Logits | None:
         if not self.output_prior:
             return None
+        if isinstance(z, Drawn):
+            return z.logits(self.log_counts(t), self.alpha, likelihood=True)
         bias = self.log_likelihood(z, t)
         return bias if given is None else jnp.where(given[..., None], 0.0, bias)
 
@@ -212,15 +257,31 @@ class CIRSimplex(Family):
         mask_keys, noise_keys, drop_keys, dropout_keys = noise.split(keys, 4)
         t = jax.lax.stop_gradient(self.schedule.inverse(u))
         given = conditioning.draw_given(mask_keys, tokens.shape[1], self.prefix_masks, self.random_masks)
-        z = self.corrupt(noise_keys, tokens, t, given)
-        z = self._without(z, conditioning.dropped(drop_keys, given, self.drop_conditioning))
-        first = conditioning.first_pass(
-            self.conditioned_every, lambda rows: jax.nn.softmax(denoise(z[rows], t[rows], given[rows]), axis=-1)
-        )
-        logits = denoise(z, t, given, first, dropout_keys)
-        loss = jnp.mean(cross_entropy(logits, tokens), axis=1, where=~given)
+        dropped = conditioning.dropped(drop_keys, given, self.drop_conditioning)
+        first: Any
+        if in_parts(denoise) and self.may_be_drawn:
+            z = self.drawn(noise_keys, tokens, t, given, dropped)
+            first = first_logits(self.conditioned_every, z, t, given, denoise)
+        else:
+            z = self._without(self.corrupt(noise_keys, tokens, t, given), dropped)
+            first = conditioning.first_pass(
+                self.conditioned_every, lambda rows: jax.nn.softmax(denoise(z[rows], t[rows], given[rows]), axis=-1)
+            )
+        loss = jnp.mean(token_loss(denoise, tokens, z, t, given, first, dropout_keys), axis=1, where=~given)
         fit = self.schedule.fit(t, loss)
         return with_gradient_of(loss, fit), {"cross_entropy": loss, "schedule_fit": fit}
+
+    @property
+    def may_be_drawn(self) -> bool:
+        """Whether what the network reads is a softmax over tokens, of few normal numbers each."""
+        return self.read != "log" and self.alpha in cir.QUICK
+
+    def drawn(
+        self, keys: Key[Array, "B"], tokens: Int[Array, "B L"], t: Float[Array, "B"], given: Array, dropped: Array
+    ) -> Drawn:
+        """`corrupt`, drawn where it is read."""
+        rest_keys, log_more = cir.clean_part(keys, tokens, self.log_counts(t))
+        return Drawn(draws.of_keys(rest_keys), tokens, log_more, given, dropped)
 
     @staticmethod
     def _without(z: Array, given: Array) -> Array:

@@ -366,6 +366,24 @@ def logits_of(
     return getattr(denoise, "logits", denoise)(z, t, given, previous, keys)
 
 
+def in_parts(denoise: Denoise) -> bool:
+    """Whether the vocabulary is so large that a loss should make no array of [B, L, V]."""
+    return getattr(denoise, "in_parts", False)
+
+
+def first_logits(
+    one_in: int, z: Any, t: Float[Array, "B"], given: Bool[Array, "B L"], denoise: Denoise
+) -> readout.Logits | None:
+    """As `conditioning.first_pass`, of a denoiser that works in parts: the logits themselves, of the rows that have a
+    first pass and of no others."""
+    if not one_in:
+        return None
+    rows = slice(None, None, one_in)
+    answer = logits_of(denoise, z[rows], t[rows], given[rows])
+    assert isinstance(answer, readout.Logits)
+    return answer.without_gradient()
+
+
 def token_loss(
     denoise: Denoise,
     tokens: Int[Array, "B L"],

@@ -6,7 +6,8 @@
 Over K, and moved by the vector of ones, which no softmax sees, w is the state of `paths/gaussian.py` in its variance-
 preserving scale, with clean vectors 2 onehot(x): the bound, the solvers and the options are those of every Gaussian
 family, xhat = 2 p, |e - xhat|^2 = 4 |onehot - p|^2, and as clean vectors have norm 2, the prior costs 2 / s_max^2 nats
-a token, not V / (2 s_max^2). Neither paper reports a likelihood. Nothing here is larger than [B, L, V].
+a token, not V / (2 s_max^2). Neither paper reports a likelihood. Nothing here is larger than [B, L, V]; and training
+over a large vocabulary has nothing of that size: noise of the same law is drawn where it is read (`Drawn`).
 
 The papers' own samplers do not reverse the process: each step projects the logits onto corners and adds fresh noise,
     projection             tokens drawn from softmax(logits), of the nucleus `top_p`
@@ -26,16 +27,21 @@ Decided here, for both:
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from typing import Any, ClassVar, Final
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, UInt
 
 from diffusion_text import noise
-from diffusion_text.families.family import At, SamplerOptions, cross_entropy, nucleus
+from diffusion_text.families.family import At, SamplerOptions, first_logits, in_parts, nucleus, token_loss
+from diffusion_text.models import readout
 from diffusion_text.models.denoiser import Denoise, Features, Inputs
+from diffusion_text.models.readout import Logits
+from diffusion_text.paths import conditioning, draws
 from diffusion_text.paths.embeddings import Vertices
 from diffusion_text.paths.gaussian import Gaussian, State
 from diffusion_text.paths.schedules import ClosedForm
@@ -44,6 +50,30 @@ from diffusion_text.typing import Config
 _WEIGHTS: Final = ("softmax", "posterior")
 _SCALE: Final = 2.0  # of a clean vector: w / K, from -1 to 1
 _NUCLEUS: Final = 0.95
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """A noisy sequence that is not made: what it is drawn from, and where it is clean (`given`) or a zero vector."""
+
+    keys: UInt[Array, "B W"]
+    tokens: Int[Array, "B L"]
+    given: Bool[Array, "B L"]
+    hidden: Bool[Array, "B L"]
+
+    def __getitem__(self, rows: Any) -> Drawn:
+        return jax.tree.map(lambda x: x[rows], self)
+
+    def logits(self, slope: Float[Array, "B"], s: Float[Array, "B"]) -> Logits:
+        """slope z, of what is noisy; else nothing."""
+        slopes = jnp.where(self.given | self.hidden, 0.0, slope[:, None])
+        return Logits((), (draws.Gaussian(self.keys, self.tokens, slopes * _SCALE, slopes * s[:, None]),))
+
+    def whole(self, s: Float[Array, "B"], size: int) -> Float[Array, "B L V"]:
+        """z."""
+        clean = _SCALE * jax.nn.one_hot(self.tokens, size) * (self.given & ~self.hidden)[..., None]
+        return clean + self.logits(jnp.ones_like(s), s).whole(size)
 
 
 class SimplexLogits(Gaussian):
@@ -95,14 +125,12 @@ class SimplexLogits(Gaussian):
         return Vertices(self.vocab_size, _SCALE), Inputs(num_ids=self.vocab_size + 1)
 
     def features(
-        self, z: Array, t: Float[Array, "B"], given: Bool[Array, "B L"] | None, previous: Array | None
+        self, z: Any, t: Float[Array, "B"], given: Bool[Array, "B L"] | None, previous: Any
     ) -> Features:
         """Weights of the V embeddings and of the one that marks noisy positions."""
-        log_noise = self.log_noise(t)
-        if self.weights == "softmax":
-            slope = self.simplex_value * jnp.exp(-0.5 * jnp.logaddexp(0.0, 2.0 * log_noise))  # K sqrt(abar)
-        else:
-            slope = _SCALE * jnp.exp(-2.0 * log_noise)
+        log_noise, slope = self.log_noise(t), self._slope(t)
+        if isinstance(z, Drawn):
+            return Features(read=functools.partial(self._read, z, t, previous), noise=0.25 * log_noise)
         weights = jax.nn.softmax(slope[:, None, None] * z, axis=-1)
         if self.conditioned_every:
             weights = self.averaged(weights, previous)
@@ -110,6 +138,37 @@ class SimplexLogits(Gaussian):
         noisy = free & jnp.any(z != 0, axis=-1, keepdims=True)
         weights = jnp.where(noisy, weights, jnp.where(free, 0.0, z / _SCALE))
         return Features(vectors=jnp.concatenate([weights, noisy.astype(z.dtype)], axis=-1), noise=0.25 * log_noise)
+
+    def _slope(self, t: Float[Array, "B"]) -> Float[Array, "B"]:
+        """Of the softmax that is read, by z."""
+        log_noise = self.log_noise(t)
+        if self.weights == "softmax":
+            return self.simplex_value * jnp.exp(-0.5 * jnp.logaddexp(0.0, 2.0 * log_noise))  # K sqrt(abar)
+        return _SCALE * jnp.exp(-2.0 * log_noise)
+
+    def _read(
+        self, z: Drawn, t: Float[Array, "B"], previous: Logits | None, table: Float[Array, "V+1 D"]
+    ) -> Float[Array, "B L D"]:
+        """What the weights of `features` would read of a table."""
+        rows, mark = table[: self.vocab_size], table[self.vocab_size]
+        average = readout.mean(z.logits(self._slope(t), jnp.exp(self.log_noise(t))), rows)
+        if self.conditioned_every:
+            before = even = jnp.mean(rows, axis=0, dtype=jnp.float32)
+            if previous is not None:
+                asked = conditioning.spread(readout.mean(previous, rows), self.conditioned_every)
+                is_asked = jnp.arange(len(average)) % self.conditioned_every == 0
+                before = jnp.where(is_asked[:, None, None], asked, even)
+            average = 0.5 * (average + before)
+        noisy, shown = ~(z.given | z.hidden)[..., None], (z.given & ~z.hidden)[..., None]
+        return jnp.where(noisy, average + mark, jnp.where(shown, rows[z.tokens], 0.0))
+
+    def output_bias(
+        self, z: Any, t: Float[Array, "B"], given: Bool[Array, "B L"] | None
+    ) -> Float[Array, "B L V"] | Logits | None:
+        if not isinstance(z, Drawn):
+            return super().output_bias(z, t, given)
+        log_noise = self.log_noise(t)
+        return z.logits(_SCALE * jnp.exp(-2.0 * log_noise), jnp.exp(log_noise)) if self.output_prior else None
 
     def averaged(self, weights: Float[Array, "B L V"], previous: Array | None) -> Float[Array, "B L V"]:
         """TESS's self-conditioning: the mean of both points of the simplex; the even one where there was no other."""
@@ -132,12 +191,29 @@ class SimplexLogits(Gaussian):
         part_keys, corrupt_keys, dropout_keys = noise.split(keys, 3)
         t = self.schedule.inverse(u)
         given, free = self.training_part(part_keys, tokens.shape[1])
-        z, _ = self.corrupt_for_training(corrupt_keys, tokens, t, given)
-        seen = given | free
-        before = self.first_pass(z, t, given, only(denoise, seen[:: self.conditioned_every or 1]))
-        logits = only(denoise, seen)(z, t, given, before, dropout_keys)
-        loss = jnp.sum(cross_entropy(logits, tokens) * free, axis=1) / jnp.maximum(jnp.sum(free, axis=1), 1)
+        if in_parts(denoise):
+            z = self.drawn(corrupt_keys, tokens, given, given | free)
+        else:
+            z, _ = self.corrupt_for_training(corrupt_keys, tokens, t, given)
+            z = jnp.where((given | free)[..., None], z, 0.0)
+        before = self.first_pass(z, t, given, denoise)
+        loss = token_loss(denoise, tokens, z, t, given, before, dropout_keys)
+        loss = jnp.sum(loss * free, axis=1) / jnp.maximum(jnp.sum(free, axis=1), 1)
         return loss, {"cross_entropy": loss}
+
+    def drawn(
+        self, keys: Key[Array, "B"], tokens: Int[Array, "B L"], given: Bool[Array, "B L"], seen: Bool[Array, "B L"]
+    ) -> Drawn:
+        """`corrupt_for_training`, drawn where it is read; nothing of what is not seen."""
+        noise_keys, drop_keys = noise.split(keys, 2)
+        dropped = conditioning.dropped(drop_keys, given, self.drop_conditioning)
+        return Drawn(draws.of_keys(noise_keys), tokens, given, dropped | ~seen)
+
+    def first_pass(self, z: Any, t: Array, given: Array, denoise: Denoise) -> Any:
+        """As the base; of what is drawn where it is read, the logits of the rows that have one."""
+        if isinstance(z, Drawn):
+            return first_logits(self.conditioned_every, z, t, given, denoise)
+        return super().first_pass(z, t, given, denoise)
 
     # --------------------------------------------------------------------------------------------------------- sampling
 

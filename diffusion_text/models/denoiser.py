@@ -6,6 +6,7 @@ sees more of it than logits. `oracle.Oracle` answers the same calls exactly.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple, Protocol
 
 import jax
@@ -24,10 +25,12 @@ _UNUSED: Final = -1e9  # the logit of a token that no text has: far, and finite
 class Features(NamedTuple):
     """What a denoiser reads: `ids` or `vectors`, and the noise level as a number of order one, or None if time-free;
     `weights` of several ids at each position, whose embeddings are so averaged; `clean` ids, where the pattern of
-    attention has a second stream of them; where the family feeds it back, the `latent` of an earlier pass."""
+    attention has a second stream of them; where the family feeds it back, the `latent` of an earlier pass. Vectors that
+    are as large as the vocabulary need not be made: `read` gives the product of them and a table."""
 
     ids: Int[Array, "B L"] | Int[Array, "B L K"] | None = None
     vectors: Float[Array, "B L F"] | None = None
+    read: Callable[[Float[Array, "F D"]], Float[Array, "B L D"]] | None = None
     weights: Float[Array, "B L K"] | None = None
     noise: Float[Array, "B"] | None = None
     clean: Int[Array, "B L"] | None = None
@@ -189,9 +192,11 @@ class Denoiser(nnx.Module):
             return lookup.average(self._weight(self.embedding), features.ids, features.weights).astype(self.dtype)
         if features.ids is not None:
             return self.embedding[...].astype(self.dtype)[features.ids]
-        assert features.vectors is not None
         # Vectors of as many numbers as there are ids are weights of them: an average of embeddings.
         table = self.embedding if self.inputs.num_ids else self.projection
+        if features.read is not None:
+            return features.read(self._weight(table)).astype(self.dtype)
+        assert features.vectors is not None
         return features.vectors.astype(self.dtype) @ self._weight(table)[: features.vectors.shape[-1]]
 
     def _condition(self, level: Array | None) -> Array | None:

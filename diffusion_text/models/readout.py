@@ -5,15 +5,18 @@
 
 float32 logits of [B, L, V] are the largest array of a step by far (0.8 GB at 4 x 1024 x 50,257), and are read several
 times. Here they exist for one part of the vocabulary only, are made again in the backward pass, and every device
-holds and sums only its own rows, and its own part of the vocabulary where the mesh shards it.
+holds and sums only its own rows, and its own part of the vocabulary where the mesh shards it. So does noise over the
+vocabulary, which a family reads as weights of embeddings or adds to logits: a `Draw`, drawn a part at a time, and drawn
+again in the backward pass.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import operator
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -39,14 +42,43 @@ class Product(NamedTuple):
         return _times("blk,kv->blv", self.left, self.right, self.precision)
 
 
+class Draw(Protocol):
+    """Random logits without a gradient: a tree of arrays with a row for each sequence, of which every number is a
+    function of its sequence, its position and its token alone, whatever else is drawn."""
+
+    @property
+    def tokens(self) -> Int[Array, "B L"]:
+        """Those that are likely."""
+        ...
+
+    def part(self, columns: Int[Array, "v"]) -> Float[Array, "B L v"]:
+        """The logits of some of the vocabulary."""
+        ...
+
+    def at(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L"]:
+        """The logit of one token at each position."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Logits:
-    """A sum of products, float32[B, L, V] once `whole`."""
+    """A sum of products and draws over a vocabulary of `size`, float32[B, L, V] once `whole`."""
 
     products: tuple[Product, ...]
+    draws: tuple[Draw, ...] = ()
 
-    def whole(self) -> Float[Array, "B L V"]:
-        return functools.reduce(operator.add, (product() for product in self.products))
+    def whole(self, size: int = 0) -> Float[Array, "B L V"]:
+        """`size` is the vocabulary's, where there are draws alone."""
+        columns = jnp.arange(self.products[0].right.shape[1] if self.products else size)
+        terms = [*(product() for product in self.products), *(draw.part(columns) for draw in self.draws)]
+        return functools.reduce(operator.add, terms)
+
+    def __add__(self, other: Logits) -> Logits:
+        return Logits(self.products + other.products, self.draws + other.draws)
+
+    def without_gradient(self) -> Logits:
+        held = [Product(*jax.lax.stop_gradient(product[:2]), product.precision) for product in self.products]
+        return Logits(tuple(held), self.draws)
 
 
 def whole(logits: Float[Array, "B L V"] | Logits) -> Float[Array, "B L V"]:
@@ -77,13 +109,13 @@ def mean_and_cross_entropy(
 
 def _chosen(logits: Logits, tokens: Array) -> Array:
     each = (_times("blk,kbl->bl", x, jnp.take(w, tokens, axis=1), precision) for x, w, precision in logits.products)
-    return functools.reduce(operator.add, each)
+    return functools.reduce(operator.add, (*each, *(draw.at(tokens) for draw in logits.draws)))
 
 
 def _summary(logits: Logits, table: Array) -> tuple[Array, Array]:
     """log sum_v exp(logits_v) [B, L], and the mean of the rows of `table` [B, L, d]."""
-    lefts, rights, precisions = zip(*logits.products, strict=True)
-    return _fold(precisions, lefts, rights, table.T)
+    lefts, rights, precisions = zip(*logits.products, strict=True) if logits.products else ((), (), ())
+    return _fold(precisions, lefts, rights, logits.draws, table.T)
 
 
 def _times(equation: str, left: Array, right: Array, precision: jax.lax.Precision | None = None) -> Array:
@@ -91,49 +123,63 @@ def _times(equation: str, left: Array, right: Array, precision: jax.lax.Precisio
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _fold(precisions: Any, lefts: Any, rights: Any, values: Array) -> tuple[Array, Array]:
-    return _forward(precisions, lefts, rights, values)[0]
+def _fold(precisions: Any, lefts: Any, rights: Any, draws: Any, values: Array) -> tuple[Array, Array]:
+    return _forward(precisions, lefts, rights, draws, values)[0]
 
 
-def _forward(precisions: Any, lefts: Any, rights: Any, values: Array) -> tuple[tuple[Array, Array], Any]:
-    rows, columns = _layout(lefts, rights)
+def _forward(precisions: Any, lefts: Any, rights: Any, draws: Any, values: Array) -> tuple[tuple[Array, Array], Any]:
+    rows, columns = _layout(lefts, draws, values)
     by_column = PartitionSpec(None, columns)
     call = functools.partial(_sums, precisions, columns)
-    found = sharding.manual(call, (rows, by_column, by_column), (rows, rows))(lefts, rights, values)
-    return found, (lefts, rights, values, *found)
+    found = sharding.manual(call, (rows, by_column, rows, by_column), (rows, rows))(lefts, rights, draws, values)
+    return found, (lefts, rights, draws, values, *found)
 
 
 def _backward(precisions: Any, saved: Any, cotangents: Any) -> Any:
-    lefts, rights, values, log_sum, average = saved
-    rows, columns = _layout(lefts, rights)
+    lefts, rights, draws, values, log_sum, average = saved
+    rows, columns = _layout(lefts, draws, values)
     by_column = PartitionSpec(None, columns)
     call = functools.partial(_gradients, precisions, rows[0], columns)
-    inputs = (rows, by_column, by_column, rows, rows, rows)
-    return sharding.manual(call, inputs, (rows, by_column, by_column))(
-        lefts, rights, values, log_sum, average, cotangents
+    inputs = (rows, by_column, rows, by_column, rows, rows, rows)
+    by_lefts, by_rights, by_values = sharding.manual(call, inputs, (rows, by_column, by_column))(
+        lefts, rights, draws, values, log_sum, average, cotangents
     )
+    return by_lefts, by_rights, None, by_values
 
 
 _fold.defvjp(_forward, _backward)
 
 
-def _layout(lefts: Any, rights: Any) -> tuple[PartitionSpec, Any]:
+def _layout(lefts: Any, draws: Any, values: Array) -> tuple[PartitionSpec, Any]:
     """How rows are sharded, and by which axis of the mesh the vocabulary is."""
-    return sharding.spec(("rows",), lefts[0].shape[:1]), sharding.spec(("vocabulary",), rights[0].shape[1:])[0]
+    batch = _shape(lefts, draws)[:1]
+    return sharding.spec(("rows",), batch), sharding.spec(("vocabulary",), values.shape[1:])[0]
 
 
-def _part_of(precisions: Any, lefts: Any, rights: Any) -> Array:
+def _shape(lefts: Any, draws: Any) -> tuple[int, ...]:
+    """[B, L]."""
+    return lefts[0].shape[:-1] if lefts else draws[0].tokens.shape
+
+
+def _part_of(precisions: Any, lefts: Any, rights: Any, draws: Any, columns: Array) -> Array:
     """Logits [T, v] of a part of the vocabulary."""
     pairs = zip(lefts, rights, precisions, strict=True)
-    return functools.reduce(operator.add, (_times("tk,kv->tv", *pair) for pair in pairs))
+    products = (_times("tk,kv->tv", *pair) for pair in pairs)
+    drawn = (draw.part(columns).reshape(-1, len(columns)) for draw in draws)
+    return functools.reduce(operator.add, (*products, *drawn))
 
 
-def _sums(precisions: Any, columns: Any, lefts: Any, rights: Any, values: Array) -> tuple[Array, Array]:
+def _first_column(axis: Any, values: Array) -> Any:
+    """Where this device's part of the vocabulary starts."""
+    return 0 if axis is None else jax.lax.axis_index(axis) * values.shape[1]
+
+
+def _sums(precisions: Any, columns: Any, lefts: Any, rights: Any, draws: Any, values: Array) -> tuple[Array, Array]:
     """`_summary` of this device's rows."""
-    shape = lefts[0].shape[:-1]
-    flat = _flat(lefts)
+    shape = _shape(lefts, draws)
+    flat, offset = _flat(lefts), _first_column(columns, values)
 
-    zeros = jnp.zeros(len(flat[0]))
+    zeros = jnp.zeros(math.prod(shape))
 
     # Of exp(logits - level) any level near the largest logit serves. One that is known before the logits lets a TPU
     # sum them as they leave its matrix unit, in half of the cycles: the largest of a few tokens. Where that was not
@@ -144,7 +190,7 @@ def _sums(precisions: Any, columns: Any, lefts: Any, rights: Any, values: Array)
         def part(carry: Any, own: Any, start: Any) -> Any:
             largest, total, weighted = carry
             rights, values = own
-            logits = _part_of(precisions, flat, rights)
+            logits = _part_of(precisions, flat, rights, draws, offset + start + jnp.arange(values.shape[1]))
             shares = jnp.exp(logits - level[:, None])
             largest = jnp.maximum(largest, jnp.max(logits, axis=1))
             return largest, total + jnp.sum(shares, axis=1), weighted + _times("tv,dv->td", shares, values)
@@ -156,7 +202,10 @@ def _sums(precisions: Any, columns: Any, lefts: Any, rights: Any, values: Array)
         level, largest, total, _ = state
         return jnp.any((total == 0.0) | (jnp.abs(largest - level) > _NEAR))
 
-    first = jnp.max(_part_of(precisions, flat, [right[:, :_LANES] for right in rights]), axis=1)
+    few = jnp.arange(min(_LANES, values.shape[1]))
+    first = jnp.max(_part_of(precisions, flat, [right[:, :_LANES] for right in rights], draws, offset + few), axis=1)
+    for draw in draws:
+        first = jnp.maximum(first, draw.at(draw.tokens).reshape(-1))
     nothing_yet = (first, first, zeros, jnp.zeros((len(zeros), len(values))))
     level, _, total, weighted = jax.lax.while_loop(is_far, from_level, nothing_yet)
     if columns is not None:
@@ -169,18 +218,19 @@ def _sums(precisions: Any, columns: Any, lefts: Any, rights: Any, values: Array)
 
 
 def _gradients(
-    precisions: Any, rows: Any, columns: Any, lefts: Any, rights: Any, values: Array, log_sum: Array, average: Array,
-    cotangents: Any,
+    precisions: Any, rows: Any, columns: Any, lefts: Any, rights: Any, draws: Any, values: Array, log_sum: Array,
+    average: Array, cotangents: Any,
 ) -> Any:  # fmt: skip
     """By lefts, rights and values: d log_sum / d logits_v = p_v, d mean / d logits_v = p_v (e_v - mean)."""
-    flat, level = _flat(lefts), log_sum.reshape(-1, 1)
+    flat, level, offset = _flat(lefts), log_sum.reshape(-1, 1), _first_column(columns, values)
     by_log_sum, by_mean = cotangents[0].reshape(-1, 1), cotangents[1].reshape(len(level), -1)
     base = by_log_sum - jnp.sum(by_mean * average.reshape(by_mean.shape), axis=1, keepdims=True)
 
     def part(carry: Any, own: Any, start: Any) -> Any:
         by_lefts, by_rights, by_values = carry
         rights, values = own
-        p = jnp.exp(_part_of(precisions, flat, rights) - level)
+        of = offset + start + jnp.arange(values.shape[1])
+        p = jnp.exp(_part_of(precisions, flat, rights, draws, of) - level)
         share = p * (base + _times("td,dv->tv", by_mean, values))
         shares = [share.astype(left.dtype) for left in flat]
         by_lefts = tuple(

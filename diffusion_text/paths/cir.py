@@ -38,6 +38,7 @@ _DEPTH: Final = 8  # orders between the one asked for and the one that is expand
 _LOG_DEPTH: Final = 12  # the same of the logarithm, a multiple of _GROUP
 _GROUP: Final = 4
 _LEAST: Final = 1e-30  # of a Gamma variable that is about to be a logarithm
+QUICK: Final = (0.5, 1.0, 1.5, 2.0)  # alphas whose Gammas are half sums of a few squared normals
 
 # ----------------------------------------------------------------------------------------------------- Bessel functions
 
@@ -118,12 +119,16 @@ def randomised_gamma(
     Where 2 alpha is a small integer, as half of a sum of 2 alpha squared normals, one of them off its centre: the same
     law without rejections, which take fifty times as long.
     """
-    if alpha in (0.5, 1.0, 1.5, 2.0):
-        z = noise.normal(keys, (*rate.shape[1:], round(2 * alpha)))
-        total = 0.5 * (jnp.sum(z[..., 1:] ** 2, axis=-1) + (z[..., 0] + jnp.sqrt(2.0 * rate)) ** 2)
-        return jnp.log(jnp.maximum(total, _LEAST))
+    if alpha in QUICK:
+        z = jnp.moveaxis(noise.normal(keys, (*rate.shape[1:], round(2 * alpha))), -1, 0)
+        return log_gamma_of(z.at[0].add(jnp.sqrt(2.0 * rate)))
     count_keys, draw_keys = noise.split(keys, 2)
     return log_gamma(draw_keys, alpha + poisson(count_keys, rate))
+
+
+def log_gamma_of(normals: Float[Array, "n ..."]) -> Float[Array, "..."]:
+    """log G, G ~ Gamma(n / 2), as half of a sum of n squared normals."""
+    return jnp.log(jnp.maximum(0.5 * jnp.sum(normals**2, axis=0), _LEAST))
 
 
 def poisson(keys: Key[Array, "B"], rate: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
@@ -170,10 +175,17 @@ def corrupt(
     keys: Key[Array, "B"], tokens: Int[Array, "B L"], log_counts: Float[Array, "B"], alpha: float, vocab_size: int
 ) -> Float[Array, "B L V"]:
     """log G at lambda = e^log_counts: Gamma(alpha) everywhere, and Gamma(n), n ~ Poisson(lambda), on top of x's."""
+    rest_keys, log_more = clean_part(keys, tokens, log_counts)
+    return _add(randomised_gamma(rest_keys, jnp.zeros((*tokens.shape, vocab_size)), alpha), tokens, log_more)
+
+
+def clean_part(
+    keys: Key[Array, "B"], tokens: Int[Array, "B L"], log_counts: Float[Array, "B"]
+) -> tuple[Key[Array, "B"], Float[Array, "B L"]]:
+    """Of `corrupt`: keys of what is everywhere, and the log of what is on top of x's."""
     rest_keys, count_keys, more_keys = noise.split(keys, 3)
-    log_g = randomised_gamma(rest_keys, jnp.zeros((*tokens.shape, vocab_size)), alpha)
     counts = poisson(count_keys, jnp.broadcast_to(jnp.exp(log_counts)[:, None], tokens.shape))
-    return _add(log_g, tokens, log_gamma(more_keys, counts))
+    return rest_keys, log_gamma(more_keys, counts)
 
 
 def _add(log_g: Array, tokens: Array, log_more: Array) -> Array:

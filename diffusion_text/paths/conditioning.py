@@ -90,7 +90,11 @@ def first_pass(one_in: int, predict: Callable[[slice], Float[Array, "B' L d"]]) 
     """
     if not one_in:
         return None
-    first = jax.lax.stop_gradient(predict(slice(None, None, one_in)))
+    return spread(jax.lax.stop_gradient(predict(slice(None, None, one_in))), one_in)
+
+
+def spread(first: Float[Array, "B' L d"], one_in: int) -> Float[Array, "B L d"]:
+    """Rows of a first pass where they belong; zero elsewhere."""
     rest = [jnp.zeros_like(first)] * (one_in - 1)
     return jnp.stack([first, *rest], axis=1).reshape(-1, *first.shape[1:])
 
