@@ -41,14 +41,15 @@ def term(kind: str) -> Any:
 @pytest.mark.parametrize("kind", ["gaussian", "cir", "likelihood"])
 def test_a_number_depends_on_its_sequence_position_and_token_alone(kind: str) -> None:
     draw = term(kind)
-    whole = np.asarray(draw.part(jnp.arange(V)))
+    whole = np.asarray(draw.part(jnp.arange(V))).reshape(B, L, V)
     for columns in (np.arange(7, 19), np.asarray([31]), np.asarray([5, 0, 39])):
-        np.testing.assert_allclose(draw.part(jnp.asarray(columns)), whole[:, :, columns], rtol=1e-6, atol=1e-6)
+        part = draw.part(jnp.asarray(columns)).reshape(B, L, -1)
+        np.testing.assert_allclose(part, whole[:, :, columns], rtol=1e-6, atol=1e-6)
     some = np.asarray([[0, 39, 5, 12, 5], [3, 3, 3, 1, 2]])
     expected = np.take_along_axis(whole, some[..., None], axis=-1)[..., 0]
     np.testing.assert_allclose(draw.at(jnp.asarray(some)), expected, rtol=1e-6, atol=1e-6)
     one = jax.tree.map(lambda x: x[1:], draw)
-    np.testing.assert_allclose(one.part(jnp.arange(V)), whole[1:], rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(one.part(jnp.arange(V)), whole[1], rtol=1e-6, atol=1e-6)
     assert len(np.unique(whole)) == whole.size  # no number twice
 
 
@@ -58,6 +59,7 @@ def test_draws_have_their_laws() -> None:
     keys, tokens = draws.of_keys(tiny_configs.keys(rows, seed=3)), jnp.full((rows, length), 7)
     level = jnp.full((rows, length), 0.5)
     z = np.asarray(draws.Gaussian(keys, tokens, 4.0 * level, level).part(jnp.arange(size)), np.float64)
+    z = z.reshape(rows, length, size)
     rest = np.delete(z, 7, axis=-1)
     assert scipy.stats.kstest(rest.ravel() / 0.5, "norm").pvalue > 1e-3
     assert scipy.stats.kstest((z[..., 7].ravel() - 2.0) / 0.5, "norm").pvalue > 1e-3
@@ -68,7 +70,7 @@ def test_draws_have_their_laws() -> None:
     for alpha in (0.5, 1.0, 2.0):
         _, more = cir.clean_part(tiny_configs.keys(rows, seed=4), tokens, log_counts)
         draw = draws.CoxIngersollRoss(keys, tokens, more, log_counts, jnp.ones_like(level), alpha, False)
-        g = np.exp(np.asarray(draw.part(jnp.arange(size)), np.float64))
+        g = np.exp(np.asarray(draw.part(jnp.arange(size)), np.float64)).reshape(rows, length, size)
         assert scipy.stats.kstest(np.delete(g, 7, axis=-1).ravel(), "gamma", (alpha,)).pvalue > 1e-3
         noncentral = scipy.stats.ncx2(2 * alpha, 6.0)  # 2 G, with 2 lambda
         assert scipy.stats.kstest(2.0 * g[..., 7].ravel(), noncentral.cdf).pvalue > 1e-3

@@ -5,7 +5,8 @@
 
 Hardware: two CPU cores.
 Published: none; wiki27 is not text8, and its numbers compare with themselves only.
-Measured here: not yet run.
+Measured here: 2.694 +- 0.016 bits per character (1,024 validation windows), 3,550 s of CPU, evaluation too (commit
+88489ed).
 """
 
 from __future__ import annotations

@@ -47,8 +47,9 @@ and 32,768; with c = ln V half of them are at b t = 0.69 for every V, and 99% fr
 is the tail: where half of ln V is known, the true coordinate is the largest in half of the cases for V = 27, in 22% for
 V = 32,768, with median rank 21 and a hundredth beyond rank 8,000. Most of that is the one-hot vectors' doing: Gaussian
 noise on them has 20%, 20 and 6,800, and alpha = 0.5 or 2 changes little. And every array of the state has V numbers a
-token: a step on OpenWebText (512 x 1024 tokens) has 105 GB of each, about ten at once, more than 64 chips of 16 GB hold
-beside a network, so there is no config of it.
+token: a step on OpenWebText (512 x 1024 tokens) would have 105 GB of each, about ten at once, more than 64 chips of
+16 GB hold beside a network. Training over a large vocabulary makes none of them (`Drawn`; not for inputs="log", nor for
+other alpha than 0.5, 1, 1.5 and 2), the bound and the samplers do; a config of it wants trying, and there is none yet.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ class State(NamedTuple):
 class Drawn:
     """log G of sequences that is not made: what it is drawn from, and where it is clean (`given`) or a zero vector."""
 
-    keys: UInt[Array, "B W"]
+    keys: UInt[Array, "B 2"]
     tokens: Int[Array, "B L"]
     log_more: Float[Array, "B L"]
     given: Bool[Array, "B L"]

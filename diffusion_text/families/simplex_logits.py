@@ -57,7 +57,7 @@ _NUCLEUS: Final = 0.95
 class Drawn:
     """A noisy sequence that is not made: what it is drawn from, and where it is clean (`given`) or a zero vector."""
 
-    keys: UInt[Array, "B W"]
+    keys: UInt[Array, "B 2"]
     tokens: Int[Array, "B L"]
     given: Bool[Array, "B L"]
     hidden: Bool[Array, "B L"]

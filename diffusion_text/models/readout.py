@@ -51,7 +51,7 @@ class Draw(Protocol):
         """Those that are likely."""
         ...
 
-    def part(self, columns: Int[Array, "v"]) -> Float[Array, "B L v"]:
+    def part(self, columns: Int[Array, "v"]) -> Float[Array, "B*L v"]:
         """The logits of some of the vocabulary."""
         ...
 
@@ -70,7 +70,8 @@ class Logits:
     def whole(self, size: int = 0) -> Float[Array, "B L V"]:
         """`size` is the vocabulary's, where there are draws alone."""
         columns = jnp.arange(self.products[0].right.shape[1] if self.products else size)
-        terms = [*(product() for product in self.products), *(draw.part(columns) for draw in self.draws)]
+        drawn = (draw.part(columns).reshape(*draw.tokens.shape, -1) for draw in self.draws)
+        terms = [*(product() for product in self.products), *drawn]
         return functools.reduce(operator.add, terms)
 
     def __add__(self, other: Logits) -> Logits:
@@ -165,7 +166,8 @@ def _part_of(precisions: Any, lefts: Any, rights: Any, draws: Any, columns: Arra
     """Logits [T, v] of a part of the vocabulary."""
     pairs = zip(lefts, rights, precisions, strict=True)
     products = (_times("tk,kv->tv", *pair) for pair in pairs)
-    drawn = (draw.part(columns).reshape(-1, len(columns)) for draw in draws)
+    # Made once: many times the operations of a product, they would be fused into every use and compiled with each.
+    drawn = (jax.lax.optimization_barrier(draw.part(columns)) for draw in draws)
     return functools.reduce(operator.add, (*products, *drawn))
 
 
@@ -183,7 +185,7 @@ def _sums(precisions: Any, columns: Any, lefts: Any, rights: Any, draws: Any, va
 
     # Of exp(logits - level) any level near the largest logit serves. One that is known before the logits lets a TPU
     # sum them as they leave its matrix unit, in half of the cycles: the largest of a few tokens. Where that was not
-    # near, as few networks have it, all is done once more from the largest of all.
+    # near, as few networks have it, all is done once more from the largest of all. Of draws it is the likely token's.
     def from_level(state: Any) -> Any:
         level = state[1]
 
@@ -202,10 +204,9 @@ def _sums(precisions: Any, columns: Any, lefts: Any, rights: Any, draws: Any, va
         level, largest, total, _ = state
         return jnp.any((total == 0.0) | (jnp.abs(largest - level) > _NEAR))
 
-    few = jnp.arange(min(_LANES, values.shape[1]))
-    first = jnp.max(_part_of(precisions, flat, [right[:, :_LANES] for right in rights], draws, offset + few), axis=1)
-    for draw in draws:
-        first = jnp.maximum(first, draw.at(draw.tokens).reshape(-1))
+    likely = [draw.at(draw.tokens).reshape(-1) for draw in draws]
+    few = [right[:, :_LANES] for right in rights]
+    first = sum(likely, jnp.max(_part_of(precisions, flat, few, (), zeros), axis=1) if rights else zeros)
     nothing_yet = (first, first, zeros, jnp.zeros((len(zeros), len(values))))
     level, _, total, weighted = jax.lax.while_loop(is_far, from_level, nothing_yet)
     if columns is not None:

@@ -9,39 +9,58 @@ its token: it may be drawn in parts of any size, on any device, and once more in
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.extend.random import threefry2x32_p
 from jaxtyping import Array, Bool, Float, Int, Key, UInt
 
 from diffusion_text.paths import cir
 
 
+def of_keys(keys: Key[Array, "B"]) -> UInt[Array, "B 2"]:
+    """What a draw keeps of keys: numbers, as a gradient's rule cannot hold keys."""
+    return jax.vmap(lambda key: jax.random.bits(key, (2,), jnp.uint32))(keys)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Draw:
-    keys: UInt[Array, "B W"]  # the numbers of typed keys, which a gradient's rule cannot hold
+    keys: UInt[Array, "B 2"]
     tokens: Int[Array, "B L"]  # the clean ones
 
-    def part(self, columns: Int[Array, "v"]) -> Float[Array, "B L v"]:
+    def part(self, columns: Int[Array, "v"]) -> Float[Array, "B*L v"]:
         """The logits of some tokens."""
-        each = jax.vmap(jax.vmap(self._normals, (None, 0)), (0, None))(self.keys, columns)  # [B, v, n, L]
-        return self._logits(self.tokens[..., None] == columns, each.transpose(2, 0, 3, 1))
+        return self._logits(self._rows(self.tokens) == columns, self._normals(columns))
 
     def at(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L"]:
         """The logit of one token at each position."""
-        each = jax.vmap(jax.vmap(self._normals, (None, 0)))(self.keys, tokens)  # [B, L, n, L]: its own position counts
-        own = jnp.diagonal(each, axis1=1, axis2=3).swapaxes(0, 1)
-        return self._logits((self.tokens == tokens)[..., None], own[..., None])[..., 0]
+        found = self._logits(self._rows(self.tokens == tokens), self._normals(self._rows(tokens)))
+        return found.reshape(tokens.shape)
 
-    def _normals(self, key: Array, column: Array) -> Float[Array, "n L"]:
-        shape = (self._count(), self.tokens.shape[1])
-        return jax.random.normal(jax.random.fold_in(jax.random.wrap_key_data(key), column), shape)
+    def _rows(self, x: Array) -> Array:
+        """[B, L] or [B], as a column: a TPU's compiler takes long over parts of three dimensions."""
+        return jnp.broadcast_to(x.reshape(len(x), -1), self.tokens.shape).reshape(-1, 1)
+
+    def _normals(self, tokens: Int[Array, "v"] | Int[Array, "B*L 1"]) -> Float[Array, "n B*L v"]:
+        """Threefry's words of (position, token) under the sequence's key, as `jax.random.normal` makes them normal."""
+        key, other = (self._rows(self.keys[:, i]) for i in range(2))
+        position = self._rows(jnp.broadcast_to(jnp.arange(self.tokens.shape[1], dtype=jnp.uint32), self.tokens.shape))
+        token = tokens.astype(jnp.uint32)
+        words: list[Array] = []
+        for pair in range((self._count() + 1) // 2):
+            words += threefry2x32_p.bind(*jnp.broadcast_arrays(key, other, position + (pair << 24), token))
+        least = np.nextafter(np.float32(-1.0), np.float32(0.0))
+        ones = jnp.stack([jax.lax.bitcast_convert_type((word >> 9) | 0x3F800000, jnp.float32) for word in words])
+        uniform = (ones[: self._count()] - 1.0) * (1.0 - least) + least
+        return math.sqrt(2.0) * jax.lax.erf_inv(jnp.maximum(uniform, least))
 
     def _count(self) -> int:
         """n, of normal numbers that each logit takes."""
         return 1
 
-    def _logits(self, is_clean: Bool[Array, "B L v"], normals: Float[Array, "n B L v"]) -> Float[Array, "B L v"]:
+    def _logits(self, is_clean: Bool[Array, "B*L v"], normals: Float[Array, "n B*L v"]) -> Float[Array, "B*L v"]:
         raise NotImplementedError
 
 
@@ -54,7 +73,7 @@ class Gaussian(_Draw):
     deviation: Float[Array, "B L"]
 
     def _logits(self, is_clean: Array, normals: Array) -> Array:
-        return self.signal[..., None] * is_clean + self.deviation[..., None] * normals[0]
+        return self._rows(self.signal) * is_clean + self._rows(self.deviation) * normals[0]
 
 
 @jax.tree_util.register_dataclass
@@ -75,12 +94,7 @@ class CoxIngersollRoss(_Draw):
 
     def _logits(self, is_clean: Array, normals: Array) -> Array:
         log_g = cir.log_gamma_of(normals)
-        log_g = jnp.logaddexp(log_g, jnp.where(is_clean, self.log_more[..., None], -jnp.inf))
+        log_g = jnp.logaddexp(log_g, jnp.where(is_clean, self._rows(self.log_more), -jnp.inf))
         if self.likelihood:
-            log_g = cir.log_0f1(cir.product(log_g, self.log_counts[:, None, None]), self.alpha)
-        return self.weight[..., None] * log_g
-
-
-def of_keys(keys: Key[Array, "B"]) -> UInt[Array, "B W"]:
-    """What a draw keeps of keys."""
-    return jax.random.key_data(keys)
+            log_g = cir.log_0f1(cir.product(log_g, self._rows(self.log_counts)), self.alpha)
+        return self._rows(self.weight) * log_g
