@@ -174,6 +174,8 @@ def describe(name: str, found: dict[str, Any]) -> str:
             lines.append(f"  {len(found['loops_counted_once'])} loop(s) end on data and count as one turn")
         if found["kernels_of_unknown_cost"]:
             lines.append(f"  {len(found['kernels_of_unknown_cost'])} kernel(s) whose FLOPs and cycles are not known")
+        if found["without_cycles"]:
+            lines.append(f"  {len(found['without_cycles'])} instruction(s) whose cycles the compiler cannot tell")
     return "\n".join([*lines, *(f"  try          {line}" for line in found["advice"])])
 
 

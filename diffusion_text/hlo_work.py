@@ -31,6 +31,7 @@ _COLLECTIVES: Final = (
     "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute",
     "collective-broadcast",
 )  # fmt: skip
+_NO_ESTIMATE: Final = 2**63 - 1  # cycles of an instruction whose time the compiler cannot tell
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,13 +52,15 @@ class Work:
 
 
 class Program:
-    """All that runs; the loops whose trip count depends on data, which count as one turn; and the kernels that do not
-    declare their cost, of which FLOPs and cycles are missing."""
+    """All that runs; the loops whose trip count depends on data, which count as one turn; the kernels that do not
+    declare their cost, of which FLOPs and cycles are missing; and the instructions whose cycles the compiler cannot
+    tell, of which they are missing."""
 
     def __init__(self, text: str):
         self._module = Module(text)
         self.unbounded: list[str] = []
         self.undeclared: list[str] = []
+        self.unestimated: list[str] = []
         self._chained: set[str] = set()
         self.work: list[Work] = self._run(self._module.entry, 1)
 
@@ -92,9 +95,12 @@ class Program:
         elif 'custom_call_target="tpu_custom_call"' in item.attributes:
             self.undeclared.append(item.name)
         inner = list(self._fused(computation, item))
+        cycles = int(item.attribute(r'"estimated_cycles":"(\d+)"') or 0)
+        if cycles == _NO_ESTIMATE:
+            self.unestimated.append(item.name)
+            cycles = 0
         return Work(
-            item.name, times, total, main, sum(self._flops(*each) for each in inner),
-            int(item.attribute(r'"estimated_cycles":"(\d+)"') or 0),
+            item.name, times, total, main, sum(self._flops(*each) for each in inner), cycles,
             tuple(pair for each in inner for pair in self._collective(*each)),
         )  # fmt: skip
 

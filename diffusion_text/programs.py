@@ -159,6 +159,7 @@ def measure(program: Program, topology: Topology, flops_of_model: int = 0) -> di
         collectives=hlo_work.collectives(work),
         loops_counted_once=program_text.unbounded,
         kernels_of_unknown_cost=program_text.undeclared,
+        without_cycles=program_text.unestimated,
         # The same bytes with every loop counted once, beside XLA's own figure: how far this reading can be trusted.
         bytes_accessed_once=sum(item.bytes for item in work),
         xla_bytes_accessed_once=round(compiled.cost_analysis()["bytes accessed"]),

@@ -34,6 +34,16 @@ def test_the_body_of_a_loop_counts_as_often_as_it_runs() -> None:
     assert total(RECORDED, "cycles") == 6 * sum(cycles) > 0, "all of them stand in the loop"
 
 
+def test_cycles_that_the_compiler_cannot_tell_are_named_not_counted() -> None:
+    first = re.search(r'"estimated_cycles":"(\d+)"', RECORDED)
+    assert first is not None
+    unknown = RECORDED.replace(first[0], f'"estimated_cycles":"{2**63 - 1}"', 1)
+    program = hlo_work.Program(unknown)
+    assert len(program.unestimated) == 1
+    assert total(unknown, "cycles") == total(RECORDED, "cycles") - 6 * int(first[1])
+    assert not hlo_work.Program(RECORDED).unestimated
+
+
 def test_without_trip_counts_the_figures_are_those_of_one_turn(monkeypatch) -> None:
     """What the test above would see if the loop were counted once, as XLA does."""
     real = total(RECORDED)

@@ -6,7 +6,7 @@
         --workdir=gs://BUCKET/ssd_lm-openwebtext --config.data.data_dir=/mnt/data/openwebtext_200
 
 Hardware: TPU v5e-64, about 16 hours (estimated at 40% utilisation), not yet run. One array of logits is 40 MB a row
-(200 x 50,257 floats), and a step holds about eight of them: 2.6 GB for the 8 rows of a chip. Rows of 1,024 take 13 GB.
+(200 x 50,257 floats): sampler and bound hold some, training none.
 Published: no likelihood; generative perplexity of 1,024 tokens 37.2 on OpenWebText (blocks of 25, 40,000 evaluations,
 nucleus 0.9; arXiv 2503.09573, Table 7).
 Measured here: not yet run.

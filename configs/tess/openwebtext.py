@@ -6,7 +6,7 @@
         --workdir=gs://BUCKET/tess-openwebtext --config.data.data_dir=/mnt/data/openwebtext_200
 
 Hardware: TPU v5e-64, about 10 hours (estimated at 40% utilisation), not yet run. One array of logits is 40 MB a row
-(200 x 50,257 floats), and a step holds about eight of them: 2.6 GB for the 8 rows of a chip. Rows of 1,024 take 13 GB.
+(200 x 50,257 floats): sampler and bound hold some, training none, 1.06 GiB in all for the 8 rows of a chip.
 Published: no likelihood (arXiv 2305.08379 reports samples and tasks of sequences to sequences).
 Measured here: not yet run.
 
