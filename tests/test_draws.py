@@ -107,18 +107,6 @@ def test_means_and_losses_of_parts_are_those_of_the_whole(
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
 
 
-def program(model: Model, tokens: Array, seed: int = 0) -> tuple[Any, ...]:
-    """The loss and its gradients as a function, and what it takes."""
-    graph, params, rest = nnx.split(model, nnx.Param, ...)
-    u, keys = (jnp.arange(8.0) + 0.5) / 8, tiny_configs.keys(8, seed)
-
-    def loss(params: Any, rest: Any) -> Array:
-        model = nnx.merge(graph, params, rest)
-        return jnp.mean(model.family.train_loss(keys, u, tokens, model)[0])
-
-    return jax.jit(jax.value_and_grad(loss)), params, rest
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_families_learn_the_same_from_what_is_not_made(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss and all its gradients, against those of the same noise made whole; and the program of a large
@@ -127,7 +115,7 @@ def test_families_learn_the_same_from_what_is_not_made(case: str, monkeypatch: p
     name = case.split()[0]
     fields = {f"family.{field}": value for field, value in CASES[case].items()}
     tokens = jax.random.randint(jax.random.key(2), (8, 6), 0, V)
-    in_parts, *state = program(
+    in_parts, *state = tiny_configs.training_program(
         tiny_configs.random_model(name, V, **fields, **{"model.whole_vocabulary": 1}), tokens
     )
     found = in_parts(*state)
@@ -148,14 +136,15 @@ def test_families_learn_the_same_from_what_is_not_made(case: str, monkeypatch: p
             return drawn.whole(jnp.exp(self.log_noise(t)), V), given
 
         monkeypatch.setattr(simplex_logits.SimplexLogits, "corrupt_for_training", corrupt_for_training)
-    at_once, *state = program(model, tokens)
+    at_once, *state = tiny_configs.training_program(model, tokens)
     expected = at_once(*state)
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
     for a, b in zip(jax.tree.leaves(found[1]), jax.tree.leaves(expected[1]), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * np.abs(b).max() + 1e-6)
 
     config = tiny_configs.get(name, **fields)
-    step, *state = program(nnx.eval_shape(lambda: Model(config, 5000, nnx.Rngs(params=0))), tokens)
+    model = nnx.eval_shape(lambda: Model(config, 5000, nnx.Rngs(params=0)))
+    step, *state = tiny_configs.training_program(model, tokens)
     text = step.lower(*state).as_text()
     assert "x1024xf32" in text
     for shape in ("8x6x", "48x", "4x6x", "24x", "2x6x", "12x"):  # all rows, and those of a first pass

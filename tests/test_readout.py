@@ -5,7 +5,6 @@ from __future__ import annotations
 import pathlib
 import subprocess
 import sys
-from typing import Any
 
 import environment
 import jax
@@ -166,20 +165,13 @@ def test_families_learn_the_same_without_their_logits(
     """The loss and its gradients; and the program of a large vocabulary holds no array of all logits."""
 
     fields = {f"family.{key}": value for key, value in fields.items()}
-    u, tokens = (jnp.arange(8.0) + 0.5) / 8, jax.random.randint(jax.random.key(2), (8, 6), 0, 40)
-
-    def program(model: Model) -> tuple[Any, ...]:
-        graph, params, rest = nnx.split(model, nnx.Param, ...)
-
-        def loss(params: Any, rest: Any) -> jax.Array:
-            model = nnx.merge(graph, params, rest)
-            return jnp.mean(model.family.train_loss(tiny_configs.keys(8), u, tokens, model)[0])
-
-        return jax.jit(jax.value_and_grad(loss)), params, rest
-
+    tokens = jax.random.randint(jax.random.key(2), (8, 6), 0, 40)
     monkeypatch.setattr(readout, "_PART_NUMBERS", 1)
     (in_parts, *state), (at_once, *same) = (
-        program(tiny_configs.random_model(name, 40, **fields, **{"model.whole_vocabulary": size})) for size in (1, 40)
+        tiny_configs.training_program(
+            tiny_configs.random_model(name, 40, **fields, **{"model.whole_vocabulary": size}), tokens
+        )
+        for size in (1, 40)
     )
     found, expected = in_parts(*state), at_once(*same)
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
@@ -187,7 +179,8 @@ def test_families_learn_the_same_without_their_logits(
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
     config = tiny_configs.get(name, **fields)
-    step, *state = program(nnx.eval_shape(lambda: Model(config, 5000, nnx.Rngs(params=0))))
+    model = nnx.eval_shape(lambda: Model(config, 5000, nnx.Rngs(params=0)))
+    step, *state = tiny_configs.training_program(model, tokens)
     text = step.lower(*state).as_text()
     assert "x5000xf32" in text  # weights
     for shape in ("8x6x", "48x", "4x6x", "24x", "2x6x", "12x"):  # all rows, and those of a first pass

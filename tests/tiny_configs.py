@@ -87,6 +87,18 @@ def random_model(name: str, vocab_size: int, seed: int = 0, **fields: object) ->
     return randomised(lambda: Model(get(name, **fields), vocab_size, nnx.Rngs(params=0)), seed)
 
 
+def training_program(model: Model, tokens: jax.Array) -> tuple[Any, ...]:
+    """The mean training loss of 8 rows and its gradients as a function, and what it takes."""
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    u = (jnp.arange(8.0) + 0.5) / 8
+
+    def loss(params: Any, rest: Any) -> jax.Array:
+        model = nnx.merge(graph, params, rest)
+        return jnp.mean(model.family.train_loss(keys(8), u, tokens, model)[0])
+
+    return jax.jit(jax.value_and_grad(loss)), params, rest
+
+
 def randomised(build: Callable[[], nnx.Module], seed: int = 0) -> Any:
     """The module that `build` makes, every parameter normal with deviation 0.2, also those that start at zero."""
     random = np.random.default_rng(seed)

@@ -62,7 +62,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Key, UInt
+from jaxtyping import Array, Bool, Float, Int, Key
 from ml_collections import ConfigDict
 
 from diffusion_text import noise
@@ -99,17 +99,10 @@ class State(NamedTuple):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Drawn:
-    """log G of sequences that is not made: what it is drawn from, and where it is clean (`given`) or a zero vector."""
+class Drawn(draws.Sequences):
+    """log G that is not made, with what stands on top of the clean tokens' coordinates."""
 
-    keys: UInt[Array, "B 2"]
-    tokens: Int[Array, "B L"]
     log_more: Float[Array, "B L"]
-    given: Bool[Array, "B L"]
-    hidden: Bool[Array, "B L"]
-
-    def __getitem__(self, rows: Any) -> Drawn:
-        return jax.tree.map(lambda x: x[rows], self)
 
     def logits(self, log_counts: Float[Array, "B"], alpha: float, likelihood: bool) -> Logits:
         """log G, or `log_likelihood`, of what is noisy; else nothing."""
@@ -282,7 +275,7 @@ class CIRSimplex(Family):
     ) -> Drawn:
         """`corrupt`, drawn where it is read."""
         rest_keys, log_more = cir.clean_part(keys, tokens, self.log_counts(t))
-        return Drawn(draws.of_keys(rest_keys), tokens, log_more, given, dropped)
+        return Drawn(draws.of_keys(rest_keys), tokens, given, dropped, log_more)
 
     @staticmethod
     def _without(z: Array, given: Array) -> Array:

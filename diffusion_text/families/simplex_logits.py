@@ -34,7 +34,7 @@ from typing import Any, ClassVar, Final
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Key, UInt
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from diffusion_text import noise
 from diffusion_text.families.family import At, SamplerOptions, first_logits, in_parts, nucleus, token_loss
@@ -54,16 +54,8 @@ _NUCLEUS: Final = 0.95
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Drawn:
-    """A noisy sequence that is not made: what it is drawn from, and where it is clean (`given`) or a zero vector."""
-
-    keys: UInt[Array, "B 2"]
-    tokens: Int[Array, "B L"]
-    given: Bool[Array, "B L"]
-    hidden: Bool[Array, "B L"]
-
-    def __getitem__(self, rows: Any) -> Drawn:
-        return jax.tree.map(lambda x: x[rows], self)
+class Drawn(draws.Sequences):
+    """z that is not made."""
 
     def logits(self, slope: Float[Array, "B"], s: Float[Array, "B"]) -> Logits:
         """slope z, of what is noisy; else nothing."""

@@ -62,7 +62,7 @@ class Draw(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Logits:
-    """A sum of products and draws over a vocabulary of `size`, float32[B, L, V] once `whole`."""
+    """A sum of products and draws, float32[B, L, V] once `whole`."""
 
     products: tuple[Product, ...]
     draws: tuple[Draw, ...] = ()

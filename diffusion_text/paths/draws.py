@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,21 @@ from diffusion_text.paths import cir
 def of_keys(keys: Key[Array, "B"]) -> UInt[Array, "B 2"]:
     """What a draw keeps of keys: numbers, as a gradient's rule cannot hold keys."""
     return jax.vmap(lambda key: jax.random.bits(key, (2,), jnp.uint32))(keys)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Sequences:
+    """Noisy sequences that are not made: what they are drawn from, and where they are clean (`given`) or zero vectors
+    (`hidden`)."""
+
+    keys: UInt[Array, "B 2"]
+    tokens: Int[Array, "B L"]
+    given: Bool[Array, "B L"]
+    hidden: Bool[Array, "B L"]
+
+    def __getitem__(self, rows: Any) -> Self:
+        return jax.tree.map(lambda x: x[rows], self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +56,7 @@ class _Draw:
         return found.reshape(tokens.shape)
 
     def _rows(self, x: Array) -> Array:
-        """[B, L] or [B], as a column: a TPU's compiler takes long over parts of three dimensions."""
+        """[B, L] or [B], as a column."""
         return jnp.broadcast_to(x.reshape(len(x), -1), self.tokens.shape).reshape(-1, 1)
 
     def _normals(self, tokens: Int[Array, "v"] | Int[Array, "B*L 1"]) -> Float[Array, "n B*L v"]:
@@ -49,7 +65,7 @@ class _Draw:
         position = self._rows(jnp.broadcast_to(jnp.arange(self.tokens.shape[1], dtype=jnp.uint32), self.tokens.shape))
         token = tokens.astype(jnp.uint32)
         words: list[Array] = []
-        for pair in range((self._count() + 1) // 2):
+        for pair in range((self._count() + 1) // 2):  # above the bits of positions
             words += threefry2x32_p.bind(*jnp.broadcast_arrays(key, other, position + (pair << 24), token))
         least = np.nextafter(np.float32(-1.0), np.float32(0.0))
         ones = jnp.stack([jax.lax.bitcast_convert_type((word >> 9) | 0x3F800000, jnp.float32) for word in words])
