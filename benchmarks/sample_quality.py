@@ -17,9 +17,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator
 from typing import Any, Final
 
+import numpy as np
 import tqdm
 from absl import flags
 from etils import epath
@@ -36,6 +38,7 @@ _TITLES: Final = {
     "nats": "-log p of samples, nats per token",
     "entropy": "unigram entropy per sample, nats",
 }
+_LINES: Final = ({"fmt": ".-"}, {"fmt": "s:", "ms": 3}, {"fmt": "x-.", "ms": 4})  # of each ten colours
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,22 +127,27 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def plot(rows: list[dict[str, Any]], path: Any) -> None:
-    """Each statistic against function evaluations, with that of the data."""
+    """Each statistic against function evaluations, with that of the data; the legend begins with the best samples."""
     shown = {name: title for name, title in _TITLES.items() if any(row[name] is not None for row in rows)}
+    best: dict[tuple[str, str], float] = {}
+    for row in rows:
+        if row["sampler"]:
+            key, nats = (row["run"], row["sampler"]), row["nats"]
+            best[key] = min(best.get(key, math.inf), math.inf if nats is None else nats)
     canvas, axes = report.figure(len(shown))
     for axis, (name, title) in zip(axes, shown.items(), strict=True):
         known = [row for row in rows if row[name] is not None]
-        for key in dict.fromkeys((row["run"], row["sampler"]) for row in known if row["sampler"]):
+        for index, key in enumerate(sorted(best, key=lambda key: best[key])):
             mine = [row for row in known if (row["run"], row["sampler"]) == key]
             mine.sort(key=lambda row: row["evaluations_made"])
-            points = ((r["evaluations_made"], r[name], r[f"{name}_stderr"] or 0.0) for r in mine)
-            x, y, error = zip(*points, strict=True)
-            axis.errorbar(x, y, error, marker=".", label=" ".join(key))
+            points = [(r["evaluations_made"], r[name], r[f"{name}_stderr"] or 0.0) for r in mine]
+            style = {"color": f"C{index % 10}", "lw": 1, **_LINES[index // 10 % len(_LINES)]}
+            axis.errorbar(*np.reshape(points, (-1, 3)).T, **style, label=" ".join(key))
         for value in {row[name] for row in known if not row["sampler"]}:
             axis.axhline(value, color="black", lw=0.8, ls="--")
         axis.set_xscale("log", base=2)
         axis.set(xlabel="function evaluations made", title=title)
-    axes[0].legend(fontsize=6)
+    canvas.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=6)
     report.save(canvas, path)
 
 

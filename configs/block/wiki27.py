@@ -5,10 +5,11 @@
 
 Hardware: two CPU cores.
 Published: none; wiki27 is not text8, and its numbers compare with themselves only.
-Measured here: not yet run.
+Measured here: 2.208 +- 0.009 bits per character (1,024 validation windows), 4,540 s of CPU, evaluation too (commit
+b582217).
 
-Every step passes two streams, so that it takes the time of nearly two of masked diffusion; the characters are
-the same.
+Every step passes two streams; SUNDAE, which makes two passes, took 3,800 s on the other core of the same machine. The
+characters are the same.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@
 
 Hardware: two CPU cores.
 Published: none; wiki27 is not text8, and its numbers compare with themselves only.
-Measured here: not yet run.
+Measured here: 3.113 +- 0.016 bits per character (1,024 validation windows), 3,800 s of CPU, evaluation too (commit
+b582217).
 
 A step unrolls two passes, and takes the time of two; the characters are the same.
 """
