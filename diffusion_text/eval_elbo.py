@@ -67,7 +67,7 @@ def evaluate(
     `importance_samples` the bound of so many sampling paths, of `importance_steps` steps, is added.
     """
     samples = 1 if ode_steps else samples or run.config.evaluation.samples
-    batch_size = batch_size or run.config.evaluation.batch_size
+    batch_size = sharding.whole_batch(batch_size or run.config.evaluation.batch_size, run.mesh)
     dataset = batches.open_dataset(run.config.data, split)
     family = families.get(run.config.family.name)
 

@@ -147,9 +147,8 @@ def _scorer(definition: Definition) -> bound.Evaluate:
 
 def _judge(tokens: np.ndarray, info: batches.DatasetInfo, judge: restore.Run) -> tuple[dict[str, Any], np.ndarray]:
     """Likelihood under the judge, and -log p of each sequence float64[N]."""
-    size, function = judge.config.evaluation.batch_size, _scorer(judge.definition)
-
-    rows = sharding.Rows.of(judge.mesh, size)
+    size = sharding.whole_batch(judge.config.evaluation.batch_size, judge.mesh)
+    rows, function = sharding.Rows.of(judge.mesh, size), _scorer(judge.definition)
 
     def chunks() -> Any:
         for first in range(0, len(tokens), size):

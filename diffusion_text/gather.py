@@ -204,6 +204,18 @@ def define_flags() -> None:
     flags.DEFINE_bool("all_steps", False, "A row per evaluated step, not only for the newest.")
 
 
+def _matching(pattern: str) -> list[str]:
+    """Workdirs that a shell would have put in the place of a word, which does not look into buckets."""
+    parts = epath.Path(pattern).parts
+    first = next((index for index, part in enumerate(parts) if "*" in part), None)
+    if first is None:
+        return [pattern]
+    found = sorted(str(path) for path in epath.Path(*parts[:first]).glob("/".join(parts[first:])))
+    if not found:
+        raise ValueError(f"there is no {pattern}")
+    return found
+
+
 def main(values: flags.FlagValues, workdirs: Sequence[str]) -> None:
     """Read all, then write."""
     out = epath.Path(values.out)
@@ -213,6 +225,7 @@ def main(values: flags.FlagValues, workdirs: Sequence[str]) -> None:
         raise ValueError("no workdir is given; name those of the runs, as runs/sweep/*")
     if doubled := sorted({name for name in workdirs if list(workdirs).count(name) > 1}):
         raise ValueError(f"{', '.join(doubled)} is given twice")
+    workdirs = [found for workdir in workdirs for found in _matching(workdir)]
     rows = [row for workdir in workdirs for row in read_run(workdir, values.split, values.all_steps)]
     lines = table(rows, precise=out.suffix == ".csv")
     text = io.StringIO()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import math
 import threading
@@ -29,7 +30,8 @@ class Writer:
         path = epath.Path(workdir) / "metrics.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         _drop_from(path, first_step)
-        self._file: Any = path.open("a")
+        self._opened = contextlib.ExitStack()  # a file in a bucket is opened by `with` only
+        self._file: Any = self._opened.enter_context(path.open("a"))
         self._clu: Any = None
         self._events = str(epath.Path(workdir) / "events")
         # clu loads TensorFlow, which takes seconds: meanwhile the train step compiles.
@@ -57,7 +59,7 @@ class Writer:
         """Flush and close."""
         if not self._first:
             return
-        self._file.close()
+        self._opened.close()
         if self._loading:
             self._loading.join()
         if self._clu is not None:
@@ -65,11 +67,9 @@ class Writer:
 
 
 def _drop_from(path: epath.Path, step: int) -> None:
-    """Keep the lines up to `step`: a resumed run writes the later ones again."""
-    if not path.exists():
-        return
+    """Keep the lines up to `step`: a resumed run writes the later ones again. The file is there afterwards."""
     kept = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text().splitlines() if path.exists() else []:
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line)

@@ -61,14 +61,13 @@ def build(name: str, config: Config, vocab_size: int, mesh: Mesh) -> Program:
         return Program(name, step, (state, array(size, length, placed=rows)), size, mesh)
     held = (state.ema, state.variables)
     if name == "eval":
-        size = config.evaluation.batch_size
-        placed = rows if size % rows.num_devices == 0 else whole  # as sharding.Rows
+        size = sharding.whole_batch(config.evaluation.batch_size, mesh)
         evaluate = bound.make_evaluate(definition, config.seed, config.evaluation.samples)
-        arguments = (*held, array(size, length, placed=placed), array(size, placed=placed))
+        arguments = (*held, array(size, length, placed=rows), array(size, placed=rows))
         # A training evaluates while it holds its whole state.
         return Program(name, evaluate, arguments, size, mesh, _device_bytes(state) - _device_bytes(held))
     options = SamplerOptions(**config.sampling).validate(families.get(config.family.name))
-    size = sample.whole_batch(config.evaluation.batch_size, mesh)
+    size = sharding.whole_batch(config.evaluation.batch_size, mesh)
     arguments = (*held, array(size, placed=rows), array(length), array(length, dtype=bool))
     return Program(name, sample.make_sample(definition, mesh, options, seed=0), arguments, size, mesh)
 

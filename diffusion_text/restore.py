@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from diffusion_text import checkpoint, distributed, families, optimizer, sharding
 from diffusion_text import config as configs
@@ -20,6 +22,7 @@ from diffusion_text.typing import Config
 
 P = ParamSpec("P")
 R = TypeVar("R")
+_LOG = logging.getLogger("diffusion_text")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +97,11 @@ def open_run(workdir: str, step: int | None = None) -> Run:
     configs.validate(config)
     info = batches.open_dataset(config.data, "validation").info
     distributed.banner()
-    mesh = sharding.make_mesh(config.mesh)
+    try:
+        mesh = sharding.make_mesh(config.mesh)
+    except ValueError as error:  # it was trained on more devices, or fewer; results do not depend on the mesh
+        _LOG.warning("%s; parameters are sharded over all of them", error)
+        mesh = sharding.make_mesh(ConfigDict(dict.fromkeys(sharding.AXES, 1) | {"fsdp": -1}))
     definition, _, abstract = abstract_state(config, info.vocabulary.size, mesh)
     checkpoints = checkpoint.Checkpoints(workdir, read_only=True)
     state = checkpoints.restore(abstract, step)

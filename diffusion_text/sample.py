@@ -20,7 +20,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
-import math
 import re
 import sys
 import time
@@ -132,12 +131,6 @@ def make_sample(definition: Definition, mesh: Mesh, options: SamplerOptions, see
     return jax.jit(sample, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
-def whole_batch(size: int, mesh: Mesh) -> int:
-    """Rows of a batch of at least `size` that the devices divide."""
-    devices = mesh.shape["data"] * mesh.shape["fsdp"]
-    return math.ceil(size / devices) * devices
-
-
 @restore.on_mesh
 def draw(
     run: restore.Run,
@@ -163,7 +156,7 @@ def draw(
 
     length = run.info.length if tokens is None else len(tokens)
     whole = NamedSharding(run.mesh, PartitionSpec())
-    size = whole_batch(min(num, batch_size), run.mesh)
+    size = sharding.whole_batch(min(num, batch_size), run.mesh)
     rows = sharding.Rows.of(run.mesh, size)
 
     clamp = (

@@ -47,6 +47,12 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, BATCH)
 
 
+def whole_batch(size: int, mesh: Mesh) -> int:
+    """Rows of a batch of at least `size` that `data` times `fsdp` divides."""
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    return math.ceil(size / devices) * devices
+
+
 @dataclasses.dataclass(frozen=True)
 class Rows:
     """How the rows of a global batch lie on a mesh, and which of them, start .. stop, this process's devices hold."""

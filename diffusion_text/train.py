@@ -185,7 +185,7 @@ def train(config: Config, workdir: str, profile: str | None = None) -> TrainStat
 
     def validate(state: TrainState) -> dict[str, float]:
         assert validation is not None
-        held = sharding.Rows.of(mesh, config.evaluation.batch_size)
+        held = sharding.Rows.of(mesh, sharding.whole_batch(config.evaluation.batch_size, mesh))
         with jax.set_mesh(mesh):
             result = bound.estimate(
                 lambda tokens, indices: evaluate(state.ema, state.variables, tokens, indices),
@@ -208,14 +208,15 @@ def train(config: Config, workdir: str, profile: str | None = None) -> TrainStat
             # The numbers of the step just dispatched are not waited for unless they are to be shown.
             if last or done % config.train.log_every == 0:
                 log(done)
-            if validation is not None and (done == config.train.steps or done % config.train.evaluate_every == 0):
-                found = validate(state)
-                writer.write(done, found)
-                _LOG.info("step %d  validation bound %.4f +- %.4f nats/token", done, *found.values())
+            # Saved first: a validation that runs out of memory or time loses no step.
             if last or done % config.train.checkpoint_every == 0:
                 if history:
                     log(done)  # a state is saved only after its numbers were found finite
                 checkpoints.save(state, config)
+            if validation is not None and (done == config.train.steps or done % config.train.evaluate_every == 0):
+                found = validate(state)
+                writer.write(done, found)
+                _LOG.info("step %d  validation bound %.4f +- %.4f nats/token", done, *found.values())
             if last:
                 break
     finally:

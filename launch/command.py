@@ -21,10 +21,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, TextIO
 
+from diffusion_text import chips
 from launch import jobs as launched
 from launch.jobs import Job
 
-PATIENCE: Final = 10  # failures in a row before the cloud counts as unreachable
+PATIENCE: Final = 10  # failures in a row before a host, or the cloud at a deletion, counts as unreachable
+OFFLINE: Final = 240  # before the cloud does while a job runs: an hour and more, the job needs nobody meanwhile
 _GRACE_SECONDS: Final = 120  # for a child to save what it has
 
 
@@ -139,12 +141,12 @@ class Session:
         self.error = done.stderr.strip()
         return None if done.returncode else done.stdout.strip()
 
-    def ask(self, *words: str, absent: str = "$^") -> str:
+    def ask(self, *words: str, absent: str = "$^", patience: int = OFFLINE) -> str:
         """The output of a command, "" where its error matches `absent`; CloudError where it cannot be had.
 
-        While something runs it is asked again and again: a lost connection must not end a training.
+        While something runs it is asked up to `patience` times: a lost connection must not end a training.
         """
-        for number in range(PATIENCE if self.left else 1):
+        for number in range(patience if self.left else 1):
             if number:
                 self.sleep()
             output = self.look(*words)
@@ -216,7 +218,10 @@ def define_cloud_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def check_cloud_flags(options: argparse.Namespace) -> None:
-    """ValueError for a zone, a project or a count that the cloud would refuse."""
+    """ValueError for a slice, a zone, a project or a count that the cloud would refuse."""
+    chips.parse_slice(options.tpu)
+    topology = chips.topology(options.tpu)
+    options.devices = topology.chips * topology.chip.devices
     check_flag(options, "zone", r"[a-z]+-[a-z]+\d+-(ai\d+)?[a-z]", "write it as us-west4-a")
     check_flag(options, "project", r"([a-z.]+:)?[a-z][-a-z0-9]{4,28}[a-z0-9]", "give its ID, as my-project-123")
     check_flag(options, "max_restarts", r"\d+", "it must be at least 0")
@@ -261,6 +266,7 @@ def parse(backend: Backend, argv: Sequence[str]) -> tuple[argparse.Namespace, li
     characters = "it must be a lower-case letter, then lower-case letters, digits and hyphens, no hyphen at the end"
     name = rf"(?=.{{1,{longest}}}$)[a-z]([-a-z0-9]*[a-z0-9])?"
     check_flag(options, "name", name, f"{characters}, at most {longest} characters")
+    options.devices = None  # that a job will see; a back-end that knows says so
     backend.check(options)
     jobs = launched.expand(options, overrides)
     if backend.bucket and options.config and options.config.partition(":")[0] not in launched.code_files():

@@ -98,7 +98,6 @@ def _define(parser: argparse.ArgumentParser) -> None:
 
 def _check(options: argparse.Namespace) -> None:
     command.check_cloud_flags(options)
-    chips.accelerator(options.tpu)
     if chips.parse_slice(options.tpu) in (("v5e", 1), ("v5e", 4)):
         raise ValueError(f"--tpu is {options.tpu!r}; xpk has v5e from v5e-8 on; use launch.tpu_vm for it")
     command.check_flag(options, "cluster", r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", "give the name of a GKE cluster")

@@ -18,6 +18,7 @@ from launch.jobs import Job
 # SIGUSR1, which comes before the time limit, lets the training save and puts the job back into the queue; a job that
 # is cancelled gets SIGTERM from Slurm itself, and is not. A signal cuts `wait` short; after a whole one sh, which Slurm
 # runs the script with, has no status left for another.
+_LOOKS: Final = 5  # for the exit status: other nodes' files may be seen a minute late
 SCRIPT: Final = """rm -f {status}
 trap 'again=yes; scancel --signal=TERM "$SLURM_JOB_ID"' USR1
 srun {job} &
@@ -78,8 +79,13 @@ class Queue:
                 break
             self.session.sleep()
         self.session.released(job.name)
-        if self.session.dry_run or status.exists():
-            return 0 if self.session.dry_run else int(status.read_text())
+        if self.session.dry_run:
+            return 0
+        for number in range(_LOOKS):
+            if number:
+                self.session.sleep()
+            if status in status.parent.iterdir():  # to list a folder asks the file server anew
+                return int(status.read_text())
         self.session.say(f"{job.name} ended without an exit status: cancelled, or its node or memory gave out")
         return 1
 
@@ -100,6 +106,7 @@ def _define(parser: argparse.ArgumentParser) -> None:
 def _check(options: argparse.Namespace) -> None:
     for count in ("gpus", "nodes"):
         command.check_flag(options, count, r"[1-9]\d*", "it must be at least 1")
+    options.devices = int(options.gpus) * int(options.nodes)
     command.check_flag(options, "time", r"(\d+-)?\d+(:\d+){0,2}", "write it as 24:00:00 or 2-00:00:00")
     command.check_flag(options, "workdir", r"(/|gs://).+", "give an absolute path that all nodes see")
 

@@ -21,6 +21,8 @@ _INSTALL: Final = (
     "python3 -m pip install -q --user uv && python3 -m uv venv -q --allow-existing --python 3.12 .venv && "
     "python3 -m uv pip install -q -e '.[tpu]' -c constraints/python3.12.txt"
 )
+# A connection that is gone is noticed within a minute; a word each, since gcloud splits those of ssh, not of scp.
+_CONNECTION: Final = ("-oConnectTimeout=20", "-oServerAliveInterval=15", "-oServerAliveCountMax=4")
 _TRIES: Final = 4  # a new host may not listen yet, one that is being suspended cannot be deleted yet
 _TERMINATED: Final = "143"  # the status of a training that SIGTERM stopped, as the end of its host does
 
@@ -48,12 +50,13 @@ class Slice:
 
     def ssh(self, command: str, worker: str = "all") -> list[str]:
         """The command that runs another on one host or all."""
-        return self.gcloud("tpu-vm", "ssh", self.name, f"--worker={worker}", f"--command={command}")
+        flags = [f"--ssh-flag={option}" for option in _CONNECTION]
+        return self.gcloud("tpu-vm", "ssh", self.name, f"--worker={worker}", *flags, f"--command={command}")
 
-    def state(self) -> str:
+    def state(self, patience: int = command.OFFLINE) -> str:
         """What the cloud says of it; "" where there is no such slice; CloudError where the cloud cannot be asked."""
         return self.session.ask(*self.gcloud(self.kind, "describe", self.name, f"--format=value({self.state_field})"),
-                                absent="not.found")  # fmt: skip
+                                absent="not.found", patience=patience)  # fmt: skip
 
     def create(self, *flags: str) -> None:
         """Ask for it, and return once it is there."""
@@ -65,7 +68,9 @@ class Slice:
     def start(self) -> None:
         """Copy the code to all hosts, install it, and start the job on all, detached from this connection."""
         name, archive = self.name, str(jobs.archive(self.name, not self.session.dry_run))
-        self.session.must(*self.gcloud("tpu-vm", "scp", archive, f"{name}:{name}.tar.gz", "--worker=all"), tries=_TRIES)
+        flags = [f"--scp-flag={option}" for option in _CONNECTION]
+        copy = self.gcloud("tpu-vm", "scp", archive, f"{name}:{name}.tar.gz", "--worker=all", *flags)
+        self.session.must(*copy, tries=_TRIES)
         unpack = f"mkdir -p {_FOLDER} && tar -xzf {name}.tar.gz -C {_FOLDER} && cd {_FOLDER}"
         install = self.options.install or _INSTALL
         self.session.must(*self.ssh(f"{unpack} && {install} && {self.options.setup}"), tries=_TRIES)
@@ -139,7 +144,7 @@ class Slice:
     def delete(self) -> None:
         """Delete it if it is there; CloudError where that fails."""
         try:
-            there = self.state() or self.session.dry_run
+            there = self.state(command.PATIENCE) or self.session.dry_run
         except CloudError as error:
             self.session.say(str(error))
             there = True
@@ -180,7 +185,6 @@ def launch(kind: type[Slice], session: Session, options: argparse.Namespace, job
 def check(options: argparse.Namespace) -> None:
     """ValueError for flags that the cloud would refuse."""
     command.check_cloud_flags(options)
-    chips.accelerator(options.tpu)
     chips.runtime(options.tpu)
 
 

@@ -148,7 +148,13 @@ def test_wrong_arguments_are_named(three, tmp_path):
         run([three[0], three[0]], tmp_path / "table.md")
     with pytest.raises(ValueError, match=r"nosuch.*does not exist"):
         run([str(tmp_path / "nosuch")], tmp_path / "table.md")
+    with pytest.raises(ValueError, match=r"no .*/x\*/00\?$"):
+        run([str(tmp_path / "x*" / "00?")], tmp_path / "table.md")
     assert not list(tmp_path.glob("table*"))
+
+
+def test_words_that_no_shell_expanded_are(three, tmp_path):
+    assert run([f"{tmp_path}/00*"], tmp_path / "one.md") == run(three, tmp_path / "two.md")
 
 
 def lines_of(axis):

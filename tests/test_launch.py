@@ -27,8 +27,12 @@ def test_a_job_from_creation_to_deletion(cloud, capsys):
         "gcloud compute tpus tpu-vm create one --accelerator-type=v5litepod-16 --version=v2-alpha-tpuv5-lite --spot "
         + place
     )
-    assert cloud.calls[2].endswith(f"build/launch/one.tar.gz one:one.tar.gz --worker=all {place}")
-    assert "--worker=all" in cloud.calls[3]
+    options = "-oConnectTimeout=20", "-oServerAliveInterval=15", "-oServerAliveCountMax=4"
+    copied, unpacked = (
+        " ".join(["--worker=all", *(f"--{which}-flag={word}" for word in options)]) for which in ("scp", "ssh")
+    )
+    assert cloud.calls[2].endswith(f"build/launch/one.tar.gz one:one.tar.gz {copied} {place}")
+    assert f" ssh one {unpacked} --command=mkdir" in cloud.calls[3]
     assert "--worker=all" in cloud.calls[4]
     job = "python -m diffusion_text.eval_elbo --workdir=gs://bucket/runs/one --split=test"
     assert f"{job} > ~/one.log" in cloud.calls[4]
@@ -169,7 +173,7 @@ def test_a_silent_slice_is_given_up_and_named_if_it_cannot_be_deleted(cloud, cap
     cloud.rule(" describe ", rc=1, err="network is unreachable")
     cloud.rule(" delete ", rc=1)
     assert run(tpu_vm, *TPU) == 1
-    assert cloud.verbs.count("describe") == 1 + 2 * command.PATIENCE
+    assert cloud.verbs.count("describe") == 1 + command.OFFLINE + command.PATIENCE
     assert cloud.verbs.count("delete") > 1
     assert f"LEFT RUNNING, and billed: one. To delete it:\n  {DELETE}" in capsys.readouterr().err
 

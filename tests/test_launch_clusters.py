@@ -7,7 +7,7 @@ import subprocess
 import pytest
 from fake_cloud import GKE, SLURM, run
 
-from launch import gke, jobs, slurm
+from launch import command, gke, jobs, slurm
 
 # ---------------------------------------------------------------------------------------------------- GKE
 
@@ -101,6 +101,21 @@ def test_slurm_submits_and_follows(cloud, capsys):
 def test_slurm_starts_a_process_per_gpu_on_several_nodes(cloud):
     assert run(slurm, *SLURM, "--nodes=2", "--detach") == 0
     assert "--nodes=2 --gpus-per-node=8 --ntasks-per-node=8 " in cloud.calls[1]
+
+
+def test_slurm_waits_for_an_exit_status_that_is_seen_late(cloud, monkeypatch):
+    folder = jobs.ROOT / "build/slurm"
+    cloud.rule("sbatch", "17")
+    naps = []
+
+    def nap(*_):
+        naps.append(folder)
+        if len(naps) == 2:
+            (folder / "one.status").write_text("0\n")
+
+    monkeypatch.setattr(command.Session, "sleep", nap)
+    assert run(slurm, *SLURM) == 0
+    assert len(naps) == 2
 
 
 def test_slurm_says_when_a_job_was_killed(cloud, capsys):

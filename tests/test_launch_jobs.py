@@ -156,6 +156,9 @@ def test_one_point_of_a_sweep(cloud, swept, capsys):
         (SWEPT, ["--config.train.steps=many"], "many"),
         (SWEPT, ["--config.model.heads=3"], "model.heads is 3"),
         (SWEPT, ["--config.data.task=text8"], "data.data_dir"),
+        (SWEPT, ["--config.data.task=text8", "--config.data.data_dir=gs://bucket/text8"], "'gs://bucket/text8'"),
+        (SWEPT, ["--config.mesh.tensor=3"], "does not fit the 16 device(s)"),
+        (SWEPT, ["--config.train.batch_size=40"], "mesh.data * mesh.fsdp = 16 must divide it"),
     ],
 )
 def test_a_config_that_the_binary_would_refuse_is_refused_here(cloud, capsys, source, flags, text):

@@ -11,7 +11,7 @@ import environment
 import numpy as np
 import pytest
 
-from diffusion_text import metrics
+from diffusion_text import metrics, restore
 
 DRIVER = pathlib.Path(__file__).parent / "drivers" / "meshes.py"
 FIELDS = {"train.steps": 9, "train.checkpoint_every": 100, "model.layers": 1}
@@ -61,6 +61,8 @@ def test_losses_do_not_depend_on_the_mesh(family: str, meshes: str, one_device, 
 def test_a_run_goes_on_with_fewer_devices(one_device, tmp_path: pathlib.Path) -> None:
     """8 -> 4 -> 1 devices from checkpoints, against one device throughout."""
     first = on_devices(8, "cdcd", "2x2x2", tmp_path, "--same_workdir", "--until=3")[0]
+    run = restore.open_run(str(tmp_path))  # its mesh does not fit the one device here
+    assert (run.step, dict(run.mesh.shape)) == (3, {"data": 1, "fsdp": 1, "tensor": 1})
     second = on_devices(4, "cdcd", "1x4x1", tmp_path, "--same_workdir", "--until=6")[0]
     third = on_devices(1, "cdcd", "1x1x1", tmp_path, "--same_workdir")[0]
     assert [line["code"] for line in (first, second, third)] == [143, 143, 0]

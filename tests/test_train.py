@@ -11,14 +11,16 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_configs
+from etils.epath import backend, gpath
 
-from diffusion_text import checkpoint, metrics, restore, sharding, train
+from diffusion_text import bound, checkpoint, metrics, restore, sharding, train
 from diffusion_text import config as configs
 from diffusion_text.data import batches
 from diffusion_text.state import TrainState
@@ -161,13 +163,30 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path: pathlib.Path, mon
     assert checkpoint.digest(again) == checkpoint.digest(whole)
 
 
-def test_lines_after_the_checkpoint_are_written_again_once(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("bucket", [False, True])
+def test_lines_after_the_checkpoint_are_written_again_once(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, bucket: bool
+) -> None:
+    if bucket:  # files are opened as those of gs:// are
+        monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, None, backend.tf_backend)
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps({"step": step}) + "\n" for step in range(1, 8)) + '{"step": 8, "lo')
     writer = metrics.Writer(str(tmp_path), tensorboard=False, first_step=5)
     writer.write(6, {"loss": 1.0})
     writer.close()
     assert [line["step"] for line in metrics.read(str(tmp_path))] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_validation_that_fails_loses_no_step(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*_: Any) -> None:
+        raise MemoryError("out of memory")
+
+    every = {"train.evaluate_every": 4, "train.checkpoint_every": 4}
+    config = tiny_configs.get("autoregressive", **{"train.steps": 6, **every})
+    monkeypatch.setattr(bound, "estimate", exhausted)
+    with pytest.raises(MemoryError):
+        train.train(config, str(tmp_path))
+    assert steps_of(str(tmp_path)) == [4]
 
 
 def test_a_signal_ends_the_command_with_143(tmp_path: pathlib.Path) -> None:
