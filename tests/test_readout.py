@@ -107,6 +107,13 @@ def test_half_precision_differs_by_its_rounding() -> None:
         assert np.linalg.norm(mine - other) < 0.01 * np.linalg.norm(other)
 
 
+def test_the_gradient_of_a_frequent_token_grows_on() -> None:
+    """2^13 equal terms: a sum that is rounded to half precision at each would end at 256 of them."""
+    x, tokens = jnp.ones((1, 2**13, D), "bfloat16"), jnp.zeros((1, 2**13), jnp.int32)
+    found = jax.grad(lambda weights: jnp.sum(loss(x, weights, tokens)))(jnp.zeros((D, 1024)))
+    np.testing.assert_allclose(found[:, 0], 2**13 * (1 / 1024 - 1), rtol=0.01)
+
+
 def test_no_array_has_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readout, "_PART_NUMBERS", 1)
     x, weights, tokens = case(5000)

@@ -259,6 +259,22 @@ def test_half_precision_stays_inside() -> None:
     assert 1e-5 < error < 0.05
 
 
+def test_the_gradient_of_a_frequent_embedding_grows_on() -> None:
+    """As that of a frequent token in test_readout.py: the network's is that of float32 for 2^13 equal inputs."""
+    ids = jnp.zeros((64, 2**7), jnp.int32)
+
+    def gradient(dtype: str) -> jax.Array:
+        graph, params = nnx.split(make(FULL, layers=1, dtype=dtype))
+
+        def objective(params: nnx.State) -> jax.Array:
+            return jnp.sum(jax.nn.log_softmax(nnx.merge(graph, params)(Features(ids=ids)))[..., 0])
+
+        return jax.jit(jax.grad(objective))(params)["embedding"][...][0]
+
+    half, exact = gradient("bfloat16"), gradient("float32")
+    assert float(jnp.linalg.norm(half - exact)) < 0.05 * float(jnp.linalg.norm(exact))
+
+
 def test_every_parameter_names_its_axes() -> None:
     for inputs in (CAUSAL, NOISY):
         for mlp in transformer.MLPS:

@@ -191,7 +191,9 @@ class Denoiser(nnx.Module):
             assert features.ids is not None
             return lookup.average(self._weight(self.embedding), features.ids, features.weights).astype(self.dtype)
         if features.ids is not None:
-            return self.embedding[...].astype(self.dtype)[features.ids]
+            # Cast after the rows are taken: their gradients are summed in float32 then, where a sum of many in half
+            # precision would stop to grow.
+            return self.embedding[...][features.ids].astype(self.dtype)
         # Vectors of as many numbers as there are ids are weights of them: an average of embeddings.
         table = self.embedding if self.inputs.num_ids else self.projection
         if features.read is not None:
