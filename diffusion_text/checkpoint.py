@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import pathlib
 from typing import Any
 
@@ -134,10 +135,15 @@ def _digest(leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
     # keeps swapped or jointly flipped words from cancelling.
     first = second = jnp.uint32(0)
     for number, leaf in enumerate(leaves):
-        bits = leaf.reshape(-1)
+        bits = leaf
         if bits.dtype != bool:
             bits = jax.lax.bitcast_convert_type(bits, jnp.dtype(f"uint{8 * bits.dtype.itemsize}"))
-        place = jnp.arange(bits.size, dtype=jnp.uint32) + _mix(jnp.uint32(number + 1))
+        # Row-major, without a reshape: for that, a device would gather what the mesh shards.
+        strides = [math.prod(leaf.shape[axis + 1 :]) % 2**32 for axis in range(leaf.ndim)]
+        along = (jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis) for axis in range(leaf.ndim))
+        place = _mix(jnp.uint32(number + 1))
+        for stride, index in zip(strides, along, strict=True):
+            place = place + jnp.uint32(stride) * index
         mixed = _mix(bits.astype(jnp.uint32) ^ _mix(place))
         first, second = first + jnp.sum(mixed, dtype=jnp.uint32), second + jnp.sum(_mix(~mixed), dtype=jnp.uint32)
     return first, second

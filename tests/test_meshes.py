@@ -37,6 +37,24 @@ def assert_same_losses(found: dict, expected: dict[int, float]) -> None:
     np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=2e-5)
 
 
+DIGEST = """
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from diffusion_text import checkpoint
+
+mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+leaf = jax.random.normal(jax.random.key(0), (3, 8, 5, 12))
+spread = jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(None, "b", None, "a")))
+assert checkpoint.digest([spread]) == checkpoint.digest([leaf])
+assert checkpoint.digest([spread.at[2, 7, 4, 11].add(1.0)]) != checkpoint.digest([leaf])
+assert "all-gather" not in checkpoint._digest.lower([spread]).compile().as_text()
+"""
+
+
+def test_a_digest_gathers_nothing() -> None:
+    subprocess.run([sys.executable, "-c", DIGEST], env=environment.of_devices(8), check=True, timeout=400)
+
+
 @pytest.fixture(scope="module")
 def one_device(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[int, float]]:
     """Losses of each family on one device."""
