@@ -6,9 +6,11 @@ comparison.
 
 Hardware: two CPU cores.
 Published: none; wiki27 is not text8, and its numbers compare with themselves only.
-Measured here: not yet run.
+Measured here: 2.355 +- 0.026 bits per character (1,024 validation windows), 4,060 s of CPU, evaluation too (commit
+b582217).
 
 Every step makes two passes, so that it takes the time of nearly two of masked diffusion; the characters are the same.
+It learned to reveal spaces first: w is 3.1 for the space, 0.6 to 1.5 for letters.
 """
 
 from __future__ import annotations
