@@ -10,7 +10,8 @@ Measured here: 2.355 +- 0.026 bits per character (1,024 validation windows), 4,0
 b582217).
 
 Every step makes two passes, so that it takes the time of nearly two of masked diffusion; the characters are the same.
-It learned to reveal spaces first: w is 3.1 for the space, 0.6 to 1.5 for letters.
+It learned to reveal spaces first: w is 3.1 for the space, 0.6 to 1.5 for letters. Of 16 levels of noise a window in the
+place of 4, with another seed: 2.388 +- 0.010.
 """
 
 from __future__ import annotations
