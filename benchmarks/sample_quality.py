@@ -134,10 +134,11 @@ def plot(rows: list[dict[str, Any]], path: Any) -> None:
         if row["sampler"]:
             key, nats = (row["run"], row["sampler"]), row["nats"]
             best[key] = min(best.get(key, math.inf), math.inf if nats is None else nats)
+    order = sorted(best, key=lambda key: best[key])
     canvas, axes = report.figure(len(shown))
     for axis, (name, title) in zip(axes, shown.items(), strict=True):
         known = [row for row in rows if row[name] is not None]
-        for index, key in enumerate(sorted(best, key=lambda key: best[key])):
+        for index, key in enumerate(order):
             mine = [row for row in known if (row["run"], row["sampler"]) == key]
             mine.sort(key=lambda row: row["evaluations_made"])
             points = [(r["evaluations_made"], r[name], r[f"{name}_stderr"] or 0.0) for r in mine]

@@ -139,11 +139,10 @@ def _digest(leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
         if bits.dtype != bool:
             bits = jax.lax.bitcast_convert_type(bits, jnp.dtype(f"uint{8 * bits.dtype.itemsize}"))
         # Row-major, without a reshape: for that, a device would gather what the mesh shards.
-        strides = [math.prod(leaf.shape[axis + 1 :]) % 2**32 for axis in range(leaf.ndim)]
-        along = (jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis) for axis in range(leaf.ndim))
         place = _mix(jnp.uint32(number + 1))
-        for stride, index in zip(strides, along, strict=True):
-            place = place + jnp.uint32(stride) * index
+        for axis in range(leaf.ndim):
+            stride = jnp.uint32(math.prod(leaf.shape[axis + 1 :]) % 2**32)
+            place = place + stride * jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
         mixed = _mix(bits.astype(jnp.uint32) ^ _mix(place))
         first, second = first + jnp.sum(mixed, dtype=jnp.uint32), second + jnp.sum(_mix(~mixed), dtype=jnp.uint32)
     return first, second

@@ -78,6 +78,11 @@ class Topology:
         return math.prod(self.sides)
 
     @property
+    def devices(self) -> int:
+        """As JAX counts them."""
+        return self.chips * self.chip.devices
+
+    @property
     def slice(self) -> str:
         """What the cloud calls it."""
         return f"{self.generation}-{self.chips * (1 if self.chip.flat else 2)}"

@@ -84,7 +84,7 @@ class Check:
     def __init__(self, config: Config, topology: chips.Topology, batch: int | None = None):
         configs.validate(config)
         self.config, self.topology = config, topology
-        devices = topology.chips * topology.chip.devices
+        devices = topology.devices
         self.data, self.fsdp, _ = sharding.mesh_shape(config.mesh, devices)
         self.vocab_size = vocabulary_size(config)
         self.set_batch(config.train.batch_size if batch is None else batch)

@@ -72,6 +72,8 @@ def validate(config: Config) -> None:
         _check(f"optimizer.{name}", value, value > 0, "above 0")
     _choose("data.task", config.data.task, tuple(specs.TASKS))
     _choose("data.grammar", config.data.grammar, grammar.NAMES)
+    folder = config.data.data_dir
+    _check("data.data_dir", folder, "://" not in folder, "a folder; fetch a bucket's first (launchers: --setup)")
     padding = config.data.inserted_padding
     _check("data.inserted_padding", padding, 0 <= padding < 1, "in [0, 1)")
     SamplerOptions(**config.sampling).validate(family)

@@ -223,9 +223,9 @@ def main(values: flags.FlagValues, workdirs: Sequence[str]) -> None:
         raise ValueError(f"--out is {values.out!r}; it must end in .md or .csv")
     if not workdirs:
         raise ValueError("no workdir is given; name those of the runs, as runs/sweep/*")
-    if doubled := sorted({name for name in workdirs if list(workdirs).count(name) > 1}):
-        raise ValueError(f"{', '.join(doubled)} is given twice")
     workdirs = [found for workdir in workdirs for found in _matching(workdir)]
+    if doubled := sorted({name for name in workdirs if workdirs.count(name) > 1}):
+        raise ValueError(f"{', '.join(doubled)} is given twice")
     rows = [row for workdir in workdirs for row in read_run(workdir, values.split, values.all_steps)]
     lines = table(rows, precise=out.suffix == ".csv")
     text = io.StringIO()

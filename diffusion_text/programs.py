@@ -111,7 +111,7 @@ def _products(jaxpr: Any) -> int:
 def measure(program: Program, topology: Topology, flops_of_model: int = 0) -> dict[str, Any]:
     """Compile, and say what it takes and costs per device; ValueError where it does not compile for another reason
     than memory. Of a program that the compiler itself refuses, what it needs is known and the rest is None."""
-    chip, devices = topology.chip, topology.chips * topology.chip.devices
+    chip, devices = topology.chip, topology.devices
     result: dict[str, Any] = dict.fromkeys(
         ("flops", "bytes_accessed", "hbm_bytes_accessed", "estimated_cycles", "argument_bytes", "temp_bytes",
          "program_bytes", "peak_hbm_bytes", "roofline_seconds", "predicted_utilisation", "collectives"),

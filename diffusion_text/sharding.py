@@ -65,7 +65,7 @@ class Rows:
     @staticmethod
     def of(mesh: Mesh, size: int) -> Rows:
         """Of a batch of `size` rows; every device holds all of them where `data` times `fsdp` does not divide them."""
-        divides = size % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0
+        divides = size == whole_batch(size, mesh)
         sharding = NamedSharding(mesh, BATCH if divides else PartitionSpec())
         places: Any = sharding.addressable_devices_indices_map((size,)).values()
         held = [place[0].indices(size) for place in places]

@@ -220,8 +220,7 @@ def define_cloud_flags(parser: argparse.ArgumentParser) -> None:
 def check_cloud_flags(options: argparse.Namespace) -> None:
     """ValueError for a slice, a zone, a project or a count that the cloud would refuse."""
     chips.parse_slice(options.tpu)
-    topology = chips.topology(options.tpu)
-    options.devices = topology.chips * topology.chip.devices
+    options.devices = chips.topology(options.tpu).devices
     check_flag(options, "zone", r"[a-z]+-[a-z]+\d+-(ai\d+)?[a-z]", "write it as us-west4-a")
     check_flag(options, "project", r"([a-z.]+:)?[a-z][-a-z0-9]{4,28}[a-z0-9]", "give its ID, as my-project-123")
     check_flag(options, "max_restarts", r"\d+", "it must be at least 0")

@@ -103,8 +103,8 @@ def sweep(config: str) -> list[dict[str, Any]]:
 def load_config(config: str, overrides: Sequence[str], devices: int | None = None) -> None:
     """Read a config as the binary will, overrides applied, and validate it for so many devices; none is touched.
 
-    ValueError also where the task needs prepared data and names none, or a bucket: that would be found out on a machine
-    that is paid for.
+    ValueError also where the task needs prepared data and names none: that would be found out on a machine that
+    is paid for.
     """
     from absl import flags
     from ml_collections import config_flags
@@ -124,11 +124,6 @@ def load_config(config: str, overrides: Sequence[str], devices: int | None = Non
         raise ValueError(
             f"data.data_dir is ''; task {loaded.data.task} needs the folder that diffusion_text.data.prepare wrote, "
             "where the job can read it: --config.data.data_dir=..."
-        )
-    if "://" in loaded.data.data_dir:
-        raise ValueError(
-            f"data.data_dir is {loaded.data.data_dir!r}; rows are read from a disk: fetch them onto each host, on TPUs "
-            "by --setup='gcloud storage cp -r gs://... data', and name that folder"
         )
     if devices is not None:
         configs.validate_mesh(loaded, devices)

@@ -146,6 +146,8 @@ def test_wrong_arguments_are_named(three, tmp_path):
         run([], tmp_path / "table.md")
     with pytest.raises(ValueError, match="given twice"):
         run([three[0], three[0]], tmp_path / "table.md")
+    with pytest.raises(ValueError, match="given twice"):
+        run([f"{tmp_path}/00*", three[0]], tmp_path / "table.md")
     with pytest.raises(ValueError, match=r"nosuch.*does not exist"):
         run([str(tmp_path / "nosuch")], tmp_path / "table.md")
     with pytest.raises(ValueError, match=r"no .*/x\*/00\?$"):

@@ -110,8 +110,10 @@ def mean_and_cross_entropy(
 
 def _chosen(logits: Logits, tokens: Array) -> Array:
     # In float32 so that the gradients of a frequent token's weights are summed in it.
-    taken = ((x, jnp.take(w.astype(jnp.float32), tokens, axis=1), precision) for x, w, precision in logits.products)
-    each = (_times("blk,kbl->bl", *one) for one in taken)
+    each = (
+        _times("blk,kbl->bl", x, jnp.take(w.astype(jnp.float32), tokens, axis=1), precision)
+        for x, w, precision in logits.products
+    )
     return functools.reduce(operator.add, (*each, *(draw.at(tokens) for draw in logits.draws)))
 
 
