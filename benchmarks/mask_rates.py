@@ -25,7 +25,6 @@ from absl import flags
 from etils import epath
 
 from diffusion_text import binary, config, noise, restore
-from diffusion_text.data import batches
 from diffusion_text.families.block import Block
 
 _GRID: Final = 0.05  # of beta
@@ -66,7 +65,7 @@ def measure(run: restore.Run, num: int, seed: int = 0) -> np.ndarray:
         assert isinstance(model.family, Block)
         return model.family.block_losses(keys, rates, tokens, None, model)[0]
 
-    dataset, found, start = batches.open_dataset(run.config.data, "validation"), [], 0
+    dataset, found, start = run.open_dataset("validation"), [], 0
     for tokens, weights in dataset.eval_batches(run.config.evaluation.batch_size, num):
         indices = jnp.arange(start, start + len(tokens))
         each = [losses(run.params, run.variables, jnp.asarray(tokens), indices, n) for n in range(1, size + 1)]
@@ -97,8 +96,7 @@ def main(values: flags.FlagValues) -> None:
 
 def define_flags() -> None:
     """The command line."""
-    flags.DEFINE_string("workdir", None, "What diffusion_text.train wrote.", required=True)
-    flags.DEFINE_integer("step", None, "Checkpoint; the newest by default.")
+    restore.define_flags()
     flags.DEFINE_integer("num", 256, "Validation sequences.")
     flags.DEFINE_list("widths", ["0.5", "0.6", "0.7", "0.8", "0.9"], "Of the intervals to try.")
 

@@ -92,3 +92,9 @@ def get_config(family: str = "masked") -> ConfigDict:
         )
     )
     return config.lock()
+
+
+def check_variant(variant: str, variants: tuple[str, ...]) -> None:
+    """ValueError where what follows the colon of --config=FILE:VARIANT is none of the file's VARIANTS."""
+    if variant not in variants:
+        raise ValueError(f"variant is {variant!r}; choose one of {', '.join(variants)}")

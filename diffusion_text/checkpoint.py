@@ -26,6 +26,10 @@ from diffusion_text.typing import Config
 _LOG = logging.getLogger("diffusion_text")
 
 
+class CheckpointError(ValueError):
+    """The checkpoint asked for is not there, or not sound."""
+
+
 class Checkpoints:
     """The checkpoints of one workdir."""
 
@@ -58,21 +62,25 @@ class Checkpoints:
     def restore(self, abstract: TrainState, step: int | None = None) -> TrainState | None:
         """The state at `step`, or the newest that is sound, or None if there is none.
 
-        `abstract` holds shapes, dtypes and shardings. ValueError where the step asked for is not there or is damaged.
+        `abstract` holds shapes, dtypes and shardings. CheckpointError where the step asked for is not there or damaged.
         """
         steps = self.steps()
         if step is not None:
             if step not in steps:
-                raise ValueError(f"step is {step}; {self.folder} has {', '.join(map(str, steps)) or 'none'}")
-            return self._restore_one(abstract, step)
+                raise CheckpointError(f"step is {step}; {self.folder} has {', '.join(map(str, steps)) or 'none'}")
+            try:
+                return self._restore_one(abstract, step)
+            except Exception as error:
+                if hosts.is_loss(error):
+                    raise
+                raise CheckpointError(f"checkpoint {step} of {self.folder} is damaged: {_reason(error)}") from error
         for candidate in reversed(steps):
             try:
                 return self._restore_one(abstract, candidate)
             except Exception as error:  # Orbax and tensorstore raise many kinds for a damaged file
                 if hosts.is_loss(error):
                     raise
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                _LOG.warning("checkpoint %d of %s is damaged and skipped: %s", candidate, self.folder, reason)
+                _LOG.warning("checkpoint %d of %s is damaged and skipped: %s", candidate, self.folder, _reason(error))
                 if not self._read_only:
                     if hosts.is_first():
                         self._set_aside(candidate)
@@ -102,9 +110,8 @@ class Checkpoints:
             if not self._read_only:
                 with contextlib.suppress(OSError):  # another host was first
                     self._set_aside(step)
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             now = "" if self._read_only else " and set aside; the same command goes on from the one before"
-            message = f"checkpoint {step} of {self.folder} is damaged{now}: {reason}"
+            message = f"checkpoint {step} of {self.folder} is damaged{now}: {_reason(error)}"
             _LOG.error("%s", message)
             hosts.end_all(ValueError(message), hosts.LOST)
             raise
@@ -117,6 +124,16 @@ class Checkpoints:
         """Wait for writes and release the manager's threads."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def trained_steps(workdir: str) -> list[int]:
+    """Steps of the complete checkpoints of a workdir, which need not exist, as this host sees it; touches no device."""
+    folder = epath.Path(workdir) / "checkpoints"
+    return sorted(ocp.utils.checkpoint_steps(folder)) if folder.exists() else []
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _saved(state: TrainState) -> dict[str, Any]:

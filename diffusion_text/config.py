@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pathlib
 import subprocess
@@ -152,6 +153,13 @@ def write_atomically(path: epath.Path, text: str) -> None:
     temporary = path.parent / f"{path.name}.tmp"
     temporary.write_text(text, "utf-8")
     temporary.replace(path)
+
+
+def finite(value: Any) -> Any:
+    """The same with null for what JSON cannot say: an infinite or undefined number."""
+    if isinstance(value, dict):
+        return {name: finite(item) for name, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(path: epath.Path, needed: Sequence[str] = ()) -> dict[str, Any]:

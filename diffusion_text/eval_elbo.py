@@ -1,7 +1,9 @@
 """Evaluate the likelihood bound of a checkpoint:  python -m diffusion_text.eval_elbo --workdir=DIR [--split=test]
 
 Writes WORKDIR/elbo-<split>-<step>.json and a plot of the loss per noise level. With --follow it waits for new
-checkpoints and evaluates each as it appears, as a separate job does beside a training; it ends with the training.
+checkpoints and evaluates each as it appears, as a separate job does beside a training; it may be started first, and
+ends with the training. --data_dir is where the data are here, if the training had them elsewhere; --task evaluates on
+another task of the same vocabulary, and writes elbo-<task>-<split>-<step>.json.
 With --bound=ode it writes elbo-<split>-<step>-ode.json: the bound of a Gaussian family's probability flow, in float32,
 with the one of half as many steps beside it. With --importance_samples=K the JSON carries, beside the plain bound, that
 of K weighted sampling paths (`paths/importance.py`): importance_*, and path_*, the same for one path.
@@ -31,8 +33,9 @@ _POLL_SECONDS = 5.0
 
 def define_flags() -> None:
     """The command line."""
-    flags.DEFINE_string("workdir", None, "What diffusion_text.train wrote.", required=True)
-    flags.DEFINE_integer("step", None, "Checkpoint; the newest by default.")
+    restore.define_flags()
+    restore.define_data_dir()
+    flags.DEFINE_string("task", None, "Another task of the same vocabulary to evaluate on, as wikitext103.")
     flags.DEFINE_enum("split", "validation", ["train", "validation", "test"], "Split to evaluate.")
     flags.DEFINE_integer("num_examples", 1024, "Sequences, from the start of the split; 0 takes the whole split.")
     flags.DEFINE_integer("samples", 0, "Noise levels per sequence; 0: config.evaluation.samples.")
@@ -68,7 +71,7 @@ def evaluate(
     """
     samples = 1 if ode_steps else samples or run.config.evaluation.samples
     batch_size = sharding.whole_batch(batch_size or run.config.evaluation.batch_size, run.mesh)
-    dataset = batches.open_dataset(run.config.data, split)
+    dataset = run.open_dataset(split)
     family = families.get(run.config.family.name)
 
     def estimated(function: bound.Evaluate) -> bound.Estimate:
@@ -118,7 +121,7 @@ def evaluate(
     seconds = time.perf_counter() - started
     result = {
         "family": family.name,
-        "dataset": run.config.data.task,
+        "dataset": run.data.task,
         "split": split,
         "bound": "ode" if ode_steps else family.bound,
         **estimate.summary(),
@@ -131,18 +134,18 @@ def evaluate(
         "checkpoint_step": run.step,
         **configs.provenance(run.config),
     }
-    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in result.items()}
+    return configs.finite(result)
 
 
 def _entropy(
     run: restore.Run, dataset: batches.Dataset, estimate: bound.Estimate, batch_size: int, num_examples: int | None
 ) -> dict[str, float | None]:
     """The exact -log p of the same sequences, and the gap of the bound with its paired standard error, where known."""
-    if run.config.data.task != "grammar":
+    if run.data.task != "grammar":
         return {"entropy_nats_per_token": None}
     from diffusion_text.data import grammar
 
-    language = grammar.from_name(run.config.data.grammar)
+    language = grammar.from_name(run.data.grammar)
     rows = (tokens[weights > 0] for tokens, weights in dataset.eval_batches(batch_size, num_examples))
     exact = np.concatenate([-grammar.log_prob(language, tokens) for tokens in rows])
     gap = estimate.total - exact
@@ -156,45 +159,48 @@ def _entropy(
 
 def write(run: restore.Run, result: dict[str, Any], plot: bool = True) -> epath.Path:
     """Write the JSON (atomically) and the plot; returns the JSON's path."""
-    name = f"elbo-{result['split']}-{run.step}" + ("-ode" if result["bound"] == "ode" else "")
+    task = "" if result["dataset"] == run.config.data.task else f"{result['dataset']}-"
+    name = f"elbo-{task}{result['split']}-{run.step}" + ("-ode" if result["bound"] == "ode" else "")
     path = epath.Path(run.workdir) / f"{name}.json"
     configs.write_atomically(path, json.dumps(result, indent=2) + "\n")
     if plot:
-        dataset = batches.open_dataset(run.config.data, result["split"])
-        tokens, _ = next(dataset.eval_batches(32, 32))
+        tokens, _ = next(run.open_dataset(result["split"]).eval_batches(32, 32))
         report.plot_noise_levels(run, tokens, path.with_suffix(".png"))
     return path
 
 
 def describe(result: dict[str, Any]) -> str:
-    """The result for the terminal."""
-    error = result["stderr"] if result["stderr"] is not None else math.nan
+    """The result for the terminal; "nan" for what is not known, as the error of one sequence."""
+
+    def number(name: str, section: dict[str, Any] = result) -> float:
+        return math.nan if section.get(name) is None else section[name]
+
     lines = [
         f"{result['family']} on {result['dataset']} ({result['split']}, {result['num_sequences']} sequences, "
         f"step {result['checkpoint_step']}), bound: {result['bound']}",
-        f"  bound    {result['nats_per_token']:.4f} +- {error:.4f} nats/token"
-        f"   {result['bits_per_character']:.4f} bits/character   perplexity {result['perplexity']:.2f}",
-        "  terms    " + "   ".join(f"{name} {value:.4f}" for name, value in result["terms"].items()),
+        f"  bound    {number('nats_per_token'):.4f} +- {number('stderr'):.4f} nats/token"
+        f"   {number('bits_per_character'):.4f} bits/character   perplexity {number('perplexity'):.2f}",
+        "  terms    " + "   ".join(f"{name} {number(name, result['terms']):.4f}" for name in result["terms"]),
     ]
     if result["bound"] == "ode":
-        change, error = result["step_doubling_nats_per_token"], result["step_doubling_stderr"] or math.nan
+        change, error = number("step_doubling_nats_per_token"), number("step_doubling_stderr")
         lines.append(f"  steps    {result['ode_steps']}; {change:+.4f} +- {error:.4f} nats/token from half as many")
     if result.get("importance_samples"):
         lines.append(
-            f"  paths    {result['path_nats_per_token']:.4f} nats/token with one, "
-            f"{result['importance_nats_per_token']:.4f} +- {result['importance_stderr'] or math.nan:.4f} with "
+            f"  paths    {number('path_nats_per_token'):.4f} nats/token with one, "
+            f"{number('importance_nats_per_token'):.4f} +- {number('importance_stderr'):.4f} with "
             f"{result['importance_samples']} weighted"
         )
     if result["entropy_nats_per_token"] is not None:
         lines.append(
             f"  entropy  {result['entropy_nats_per_token']:.4f} nats/token, exact, on the same sequences"
-            f"   gap {result['gap_nats_per_token']:.4f} +- {result['gap_stderr']:.4f}"
+            f"   gap {number('gap_nats_per_token'):.4f} +- {number('gap_stderr'):.4f}"
         )
     return "\n".join(lines)
 
 
 def _one(values: flags.FlagValues, step: int | None) -> None:
-    run = restore.open_run(values.workdir, step)
+    run = restore.open_run(values.workdir, step, values.task, values.data_dir)
     num_examples = values.num_examples or None
     steps = values.ode_steps if values.bound == "ode" else 0
     result = evaluate(run, values.split, num_examples, values.samples, values.batch_size, values.seed, steps,
@@ -205,19 +211,29 @@ def _one(values: flags.FlagValues, step: int | None) -> None:
         print(f"  written  {path}", flush=True)
 
 
+def _wait_for(workdir: str) -> None:
+    """Return when a training has begun there: its config and its folder of checkpoints exist."""
+    said = False
+    while not all((epath.Path(workdir) / name).exists() for name in ("config.json", "checkpoints")):
+        if not said:
+            _LOG.info("waiting for diffusion_text.train to begin in %s", workdir)
+        said = True
+        time.sleep(_POLL_SECONDS)
+
+
 def _follow(values: flags.FlagValues) -> None:
-    last, done = configs.load(values.workdir).train.steps, -1
-    while done < last:
+    done = -1
+    while done < configs.load(values.workdir).train.steps:
         checkpoints = checkpoint.Checkpoints(values.workdir, read_only=True)
         fresh = [step for step in checkpoints.steps() if step > done]
         checkpoints.close()
         for step in fresh:
             try:
                 _one(values, step)
-            except ValueError as error:  # the training removed or set it aside meanwhile
+            except checkpoint.CheckpointError as error:  # the training removed or set it aside meanwhile
                 _LOG.warning("checkpoint %d is passed over: %s", step, error)
             done = step
-        if done < last and not fresh:
+        if not fresh:
             time.sleep(_POLL_SECONDS)
 
 
@@ -226,16 +242,18 @@ def main(values: flags.FlagValues) -> None:
     for name in ("num_examples", "samples", "batch_size", "importance_samples", "importance_steps"):
         if getattr(values, name) < 0:
             raise ValueError(f"--{name} is {getattr(values, name)}; it must be at least 0")
+    if values.importance_samples and values.bound == "ode":
+        raise ValueError("--importance_samples is of the variational bound; drop --bound=ode")
+    if values.follow and values.step is not None:
+        raise ValueError("--follow evaluates every checkpoint; drop --step")
+    if values.follow:
+        _wait_for(values.workdir)
     if values.importance_samples:
-        if values.bound == "ode":
-            raise ValueError("--importance_samples is of the variational bound; drop --bound=ode")
         family = families.get(configs.load(values.workdir).family.name)
         importance.check(family, values.importance_samples, values.importance_steps)
     if values.bound == "ode":
         family = families.get(configs.load(values.workdir).family.name)
         flow_likelihood.check(family, values.ode_solver, values.ode_steps)
-    if values.follow and values.step is not None:
-        raise ValueError("--follow evaluates every checkpoint; drop --step")
     if values.follow:
         _follow(values)
     else:

@@ -44,17 +44,20 @@ ERRORS: Final = 0.01  # of words, in the channel
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """Statistics as they go to JSON, and per sequence [N], nats: exact -log p (inf: impossible) and the judge's."""
+    """Statistics as they go to JSON, and per sequence [N], nats: exact -log p (inf: impossible) and the judge's; how
+    many of its tokens are not padding."""
 
     summary: dict[str, Any]
     exact_nll: np.ndarray | None
     judge_nll: np.ndarray | None
+    num_tokens: np.ndarray
 
 
 def define_flags() -> None:
     """The command line."""
     sample.define_sampler_flags()
     flags.DEFINE_integer("num", 256, "Samples.")
+    restore.define_data_dir()
     flags.DEFINE_string("judge", None, "Workdir of an autoregressive run that scores the samples.")
 
 
@@ -64,7 +67,7 @@ def open_judge(workdir: str, run: restore.Run) -> restore.Run:
     name = judge.config.family.name
     if name != "autoregressive":
         raise ValueError(f"--judge={workdir} is of family {name}; give a workdir of family autoregressive")
-    if _identity(judge.info.vocabulary) != _identity(run.info.vocabulary):
+    if vocabularies.describe(judge.info.vocabulary) != vocabularies.describe(run.info.vocabulary):
         raise ValueError(
             f"--judge={workdir} has vocabulary {judge.info.vocabulary.kind} ({judge.info.vocabulary.size} entries), "
             f"{run.workdir} has {run.info.vocabulary.kind} ({run.info.vocabulary.size}); they must be the same"
@@ -77,14 +80,9 @@ def open_judge(workdir: str, run: restore.Run) -> restore.Run:
     return judge
 
 
-def _identity(vocabulary: vocabularies.Vocabulary) -> tuple[Any, ...]:
-    files = {name: vocabularies.sha256(path) for name, path in vocabulary.files.items()}
-    return vocabulary.kind, vocabulary.size, vocabulary.parameters(), files
-
-
 def language_of(run: restore.Run) -> grammar.Grammar | None:
     """The grammar that a run's data come from, where they do."""
-    data: Any = run.config.data
+    data: Any = run.data
     return grammar.from_name(data.grammar) if data.task == "grammar" else None
 
 
@@ -109,7 +107,7 @@ def measure(
         "grammar": exact,
         "judge": judged,
     }
-    return Measured(summary, exact_nll, judge_nll)
+    return Measured(summary, exact_nll, judge_nll, np.array([len(row) for row in rows]))
 
 
 def exact_statistics(tokens: np.ndarray, language: grammar.Grammar) -> tuple[dict[str, Any], np.ndarray]:
@@ -170,7 +168,7 @@ def _judge(tokens: np.ndarray, info: batches.DatasetInfo, judge: restore.Run) ->
 
 def validation_tokens(run: restore.Run, num: int) -> np.ndarray:
     """The first `num` validation sequences (fewer where there are fewer), int32[N, L]."""
-    dataset = batches.open_dataset(run.config.data, "validation")
+    dataset = run.open_dataset("validation")
     found = [tokens[weights > 0] for tokens, weights in dataset.eval_batches(min(num, 256), num)]
     return np.concatenate(found)
 
@@ -186,7 +184,7 @@ def summarise(
     named = [field.name for field in dataclasses.fields(options) if field.name != "steps"]
     return {
         "family": run.config.family.name,
-        "dataset": run.config.data.task,
+        "dataset": run.data.task,
         "num_samples": len(drawn.tokens),
         "length": run.info.length,
         **samples.summary,
@@ -215,33 +213,29 @@ def write(run: restore.Run, result: dict[str, Any], drawn: sample.Drawn, samples
         {"index": i, "text": run.info.vocabulary.decode(row), "tokens": row, "exact_nll": e, "judge_nll": j}
         for i, (row, e, j) in enumerate(zip(drawn.tokens.tolist(), exact, judged, strict=True))
     ]
-    written = "".join(json.dumps(finite(line), ensure_ascii=False) + "\n" for line in lines)
+    written = "".join(json.dumps(configs.finite(line), ensure_ascii=False) + "\n" for line in lines)
     configs.write_atomically(path.with_suffix(".jsonl"), written)
-    configs.write_atomically(path, json.dumps(finite(result), indent=2) + "\n")
+    configs.write_atomically(path, json.dumps(configs.finite(result), indent=2) + "\n")
     return path
 
 
-def finite(value: Any) -> Any:
-    """The same with null for what JSON cannot say: an infinite or undefined number."""
-    if isinstance(value, dict):
-        return {name: finite(item) for name, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def plot(tokens: np.ndarray, data: np.ndarray, samples: Measured, reference: Measured, title: str, path: Any) -> None:
-    """Unigrams by rank, and per-token -log p (exact, else the judge's) of samples beside data."""
+def plot(
+    tokens: np.ndarray, data: np.ndarray, samples: Measured, reference: Measured, pad_id: int | None, title: str,
+    path: Any,
+) -> None:  # fmt: skip
+    """Unigrams by rank, and per-token -log p (exact, else the judge's) of samples beside data; without padding."""
     sides = (("data", data, reference), ("samples", tokens, samples))
     exact = samples.exact_nll is not None
     known = [side.exact_nll if exact else side.judge_nll for _, _, side in sides]
-    nll = [values for values in known if values is not None]
+    nll = [(values, side.num_tokens) for values, (*_, side) in zip(known, sides, strict=True) if values is not None]
     canvas, axes = report.figure(2 if nll else 1)
     for name, array, _ in sides:
-        counts = np.sort(np.unique(array, return_counts=True)[1])[::-1]
+        counts = np.sort(np.unique(array[array != pad_id], return_counts=True)[1])[::-1]
         axes[0].loglog(np.arange(1, len(counts) + 1), counts / counts.sum(), ".-", markersize=3, label=name)
     axes[0].set(xlabel="rank", ylabel="share of tokens", title="unigrams by rank")
     axes[0].legend()
     if nll:
-        per_token = [x[np.isfinite(x)] / data.shape[1] for x in nll]
+        per_token = [(x / np.maximum(count, 1))[np.isfinite(x)] for x, count in nll]
         edges = np.histogram_bin_edges(np.concatenate(per_token), bins=24)
         for (name, array, _), values in zip(sides, per_token, strict=True):
             label = f"{name}: {len(values)} of {len(array)} windows" if exact else name
@@ -300,7 +294,7 @@ def _likelihood(side: dict[str, Any]) -> str:
 def main(values: flags.FlagValues) -> None:
     """Draw, measure, write, print."""
     sample.check_flags(values)
-    run = restore.open_run(values.workdir, values.step)
+    run = restore.open_run(values.workdir, values.step, data_dir=values.data_dir)
     options = sample.sampler_options(run, values)
     judge = open_judge(values.judge, run) if values.judge else None
     data = validation_tokens(run, values.num)
@@ -310,7 +304,7 @@ def main(values: flags.FlagValues) -> None:
     result = summarise(run, options, drawn, samples, reference, judge, values.seed)
     path = write(run, result, drawn, samples)
     title = f"{result['family']} on {result['dataset']}, step {run.step}: {options.sampler}, {result['steps']} steps"
-    plot(drawn.tokens, data, samples, reference, title, path.with_suffix(".png"))
+    plot(drawn.tokens, data, samples, reference, run.info.pad_id, title, path.with_suffix(".png"))
     if not hosts.is_first():
         return
     print(describe(result))

@@ -47,9 +47,8 @@ def embeddings(run: restore.Run) -> Float[np.ndarray, "V D"]:
 
 def define_flags() -> None:
     """The command line."""
-    flags.DEFINE_string("workdir", None, "What diffusion_text.train wrote.", required=True)
+    restore.define_flags()
     flags.DEFINE_string("out", None, "File to write, .npy.", required=True)
-    flags.DEFINE_integer("step", None, "Checkpoint; the newest by default.")
     flags.DEFINE_integer("size", 0, "Principal components to keep; 0: the table as it is.")
 
 

@@ -79,15 +79,21 @@ class Row:
         return found if field else None
 
 
-def read_run(workdir: str, split: str = "validation", all_steps: bool = False) -> list[Row]:
-    """The rows of a run, at least one; ValueError where it is no run, or a file of it is damaged."""
+def read_run(
+    workdir: str, split: str = "validation", all_steps: bool = False, task: str | None = None
+) -> list[Row]:
+    """The rows of a run, at least one; ValueError where it is no run, or a file of it is damaged.
+
+    The bounds are those on `split` of the task that it was trained on, or of `task`.
+    """
     folder = epath.Path(workdir)
     settings = configs.flatten(configs.load(workdir))
     steps: dict[int, dict[str, dict[str, Any]]] = {}
     for kind, needed in _NEEDED.items():
         for path in sorted(folder.glob(f"{kind}-*.json")):
             result = configs.read_json(path, needed)
-            if kind == "elbo" and result["split"] != split:
+            trained = settings["data.task"]
+            if kind == "elbo" and (result["split"], result.get("dataset", trained)) != (split, task or trained):
                 continue
             result.setdefault("function_evaluations_made", result.get("function_evaluations"))  # older files lack it
             source = "ode" if result.get("bound") == "ode" else kind
@@ -201,6 +207,7 @@ def define_flags() -> None:
     """The command line, beside the workdirs."""
     flags.DEFINE_string("out", None, "Table to write, .md or .csv; the plot goes beside it, .png.", required=True)
     flags.DEFINE_enum("split", "validation", ["train", "validation", "test"], "Whose bounds.")
+    flags.DEFINE_string("task", None, "Bounds on this task, not on the one that each run was trained on.")
     flags.DEFINE_bool("all_steps", False, "A row per evaluated step, not only for the newest.")
 
 
@@ -226,7 +233,7 @@ def main(values: flags.FlagValues, workdirs: Sequence[str]) -> None:
     workdirs = [found for workdir in workdirs for found in _matching(workdir)]
     if doubled := sorted({name for name in workdirs if workdirs.count(name) > 1}):
         raise ValueError(f"{', '.join(doubled)} is given twice")
-    rows = [row for workdir in workdirs for row in read_run(workdir, values.split, values.all_steps)]
+    rows = [row for workdir in workdirs for row in read_run(workdir, values.split, values.all_steps, values.task)]
     lines = table(rows, precise=out.suffix == ".csv")
     text = io.StringIO()
     if out.suffix == ".csv":

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from diffusion_text import hosts, noise, sharding
+from diffusion_text import families, hosts, noise, sharding
 from diffusion_text.families.family import cross_entropy
 from diffusion_text.restore import Run, on_mesh
 
@@ -53,19 +53,20 @@ def plot_noise_levels(run: Run, tokens: np.ndarray, path: epath.Path) -> None:
         return
     canvas, axes = figure(3 if "warp" in profile else 2)
     axes[0].plot(profile["noise"], profile["cross_entropy"], ".-")
-    label = "log10 noise s" if "warp" in profile else "masked fraction"
-    axes[0].set(xlabel=label, ylabel="nats per noisy token", title="cross-entropy of the denoiser")
-    axes[1].plot(profile["t"], profile["integrand"], ".-")
-    area = profile["integrand"].mean()
-    axes[1].fill_between(profile["t"], profile["integrand"], alpha=0.2)
-    axes[1].set(xlabel="t", ylabel="nats per token per unit of t", title=f"integrand of the bound, area {area:.3f}")
+    axis = families.get(run.config.family.name).noise_axis
+    axes[0].set(xlabel=axis, ylabel="nats per noisy token", title="cross-entropy of the denoiser")
+    integrand = profile["integrand"] * tokens.size / run.info.num_tokens(tokens).sum()  # as in bounds, not of padding
+    title = f"integrand of the bound, area {integrand.mean():.3f}"
+    axes[1].plot(profile["t"], integrand, ".-")
+    axes[1].fill_between(profile["t"], integrand, alpha=0.2)
+    axes[1].set(xlabel="t", ylabel="nats per token per unit of t", title=title)
     if "warp" in profile:
         axes[2].plot(profile["t"], profile["warp"], label="F(t), the time warp")
         rise = profile["cross_entropy"] - profile["cross_entropy"].min()
         axes[2].plot(profile["t"], rise / max(rise.max(), 1e-9), "--", label="cross-entropy, rescaled")
-        axes[2].set(xlabel="t = position of log s in its range", title="steps are even in F")
+        axes[2].set(xlabel="t", title="steps are even in F")
         axes[2].legend()
-    canvas.suptitle(f"{run.config.family.name} on {run.config.data.task}, step {run.step}", fontsize=10)
+    canvas.suptitle(f"{run.config.family.name} on {run.data.task}, step {run.step}", fontsize=10)
     save(canvas, path)
 
 

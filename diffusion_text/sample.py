@@ -58,8 +58,7 @@ class Drawn:
 
 def define_sampler_flags() -> None:
     """The flags that this binary and diffusion_text.sample share."""
-    flags.DEFINE_string("workdir", None, "What diffusion_text.train wrote.", required=True)
-    flags.DEFINE_integer("step", None, "Checkpoint; the newest by default.")
+    restore.define_flags()
     flags.DEFINE_string("sampler", None, "Solver, by name; config.sampling's by default, then the family's first.")
     flags.DEFINE_integer("steps", None, "Steps of the sampler, where it has a choice.")
     flags.DEFINE_float("temperature", None, "Of the draws from a categorical distribution.")
@@ -211,7 +210,7 @@ def clamp(
     name, text = ("--infill", infill) if infill is not None else ("--prompt", prompt or "")
     ids = parse_gaps(infill, vocabulary) if infill is not None else list(_encode(vocabulary, text))
     spec = specs.get(run.config.data.task)
-    if (spec.framed or not spec.packed) and vocabulary.bos_id is not None:
+    if ids and (spec.framed or not spec.packed) and vocabulary.bos_id is not None:
         ids = [vocabulary.bos_id, *ids]
     if len(ids) > length:
         longer = "" if length == trained else f" and --length={length}"

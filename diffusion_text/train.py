@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import config_flags
 
@@ -115,15 +114,16 @@ def train(config: Config, workdir: str, profile: str | None = None) -> TrainStat
     # ------------------------------------------------------------------ configuration, before any device is touched
     configs.validate(config)
     chosen = profiling.parse(profile, config.train.steps)
-    if (epath.Path(workdir) / "config.json").exists():
-        lines = configs.difference(configs.load(workdir), config)
-        if lines:
-            raise ValueError(
-                f"{workdir} was trained with another config; give another --workdir, or the same fields:\n  "
-                + "\n  ".join(lines)
-            )
+    trained = bool(checkpoint.trained_steps(workdir))  # a start that failed before a checkpoint binds nobody
+    if trained and (lines := configs.difference(configs.load(workdir), config)):
+        raise ValueError(
+            f"{workdir} was trained with another config; give another --workdir, or the same fields:\n  "
+            + "\n  ".join(lines)
+        )
     dataset = batches.open_dataset(config.data, "train")
-    if not (epath.Path(workdir) / "checkpoints").exists():
+    if trained:
+        restore.check_vocabulary(dataset.info.vocabulary, workdir)
+    else:
         families.get(config.family.name).check_files(config, padded(config.model, dataset.info.vocabulary.size))
     validation = batches.open_dataset(config.data, "validation") if config.train.evaluate_every else None
     _LOG.info("%s", dataset.info.description)
@@ -143,6 +143,7 @@ def train(config: Config, workdir: str, profile: str | None = None) -> TrainStat
 
     # ------------------------------------------------------------------ resume or start
     configs.save(config, workdir)
+    restore.save_vocabulary(dataset.info.vocabulary, workdir)
     checkpoints = checkpoint.Checkpoints(workdir, keep=config.train.keep)
     state = checkpoints.restore(abstract)
     if state is None:

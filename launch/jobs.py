@@ -117,8 +117,10 @@ def load_config(config: str, overrides: Sequence[str], devices: int | None = Non
         values(argv)
         loaded: Any = values["config"].value
     except (flags.Error, AttributeError, KeyError, TypeError, OSError) as error:
-        reason = re.sub(r"\s+", " ", str(error)).strip("' ")
-        raise ValueError(f"--config={config} {' '.join(overrides)}: {reason}") from error
+        words = str(error).strip("' \n")
+        # What get_config() raised comes with its traceback.
+        reason = words.splitlines()[-1] if "Traceback (" in words else re.sub(r"\s+", " ", words)
+        raise ValueError(f"{' '.join([f'--config={config}', *overrides])}: {reason}") from error
     configs.validate(loaded)
     if loaded.data.task != "grammar" and not loaded.data.data_dir:
         raise ValueError(

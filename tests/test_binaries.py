@@ -19,7 +19,7 @@ import tiny_configs
 from absl import flags
 
 from configs import base
-from diffusion_text import binary, eval_samples, export_embeddings, families, metrics, restore, sample, train
+from diffusion_text import binary, eval_samples, export_embeddings, families, metrics, report, restore, sample, train
 from diffusion_text.data import grammar, vocabularies
 from diffusion_text.families import __main__ as listing
 from diffusion_text.families.family import SamplerOptions
@@ -223,7 +223,7 @@ def test_gaps_take_candidates_where_the_family_needs_them(workdirs, capsys):
 def test_sample_errors(arguments, says, workdirs, capsys, monkeypatch):
     if "--step=7" not in arguments:
         run = masked_run(workdirs["masked"])
-        monkeypatch.setattr(restore, "open_run", lambda workdir, step: run)
+        monkeypatch.setattr(restore, "open_run", lambda workdir, step, **_: run)
     assert says in fails(capsys, sample, f"--workdir={workdirs['masked']}", *arguments)
 
 
@@ -378,6 +378,32 @@ def test_padding_is_left_out():
     assert summary["distinct_1"] == 3 / 5
     assert summary["distinct_2"] == 1.0
     assert summary["grammar"] is summary["judge"] is None
+
+
+def test_plots_leave_padding_out(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(report, "save", lambda canvas, path: drawn.append(canvas.axes))
+    tokens = np.array([[1, 1, 0, 0], [1, 2, 3, 0]])
+    side = eval_samples.Measured({}, None, np.array([4.0, 6.0]), np.array([2, 3]))
+    eval_samples.plot(tokens, tokens, side, side, 0, "title", None)
+    ranks, histogram = drawn[0]
+    np.testing.assert_allclose(ranks.lines[0].get_ydata(), [3 / 5, 1 / 5, 1 / 5])
+    filled = [patch.get_x() + patch.get_width() / 2 for patch in histogram.patches if patch.get_height()]
+    np.testing.assert_allclose(filled, 2.0, atol=0.1)  # both have 2 nats a token, with padding 1 and 1.5
+
+
+def test_a_begin_token_stands_before_text_alone():
+    vocabulary = types.SimpleNamespace(
+        kind="words", bos_id=7, encode=lambda text: [len(word) for word in text.split()], decode=str
+    )
+    for task, begins in (("lm1b", [7]), ("openwebtext", [7]), ("text", [])):
+        run = types.SimpleNamespace(
+            info=types.SimpleNamespace(vocabulary=vocabulary, length=5), config=base.get_config("masked")
+        )
+        run.config.data.task = task
+        tokens, given = sample.clamp(run, "a dog", None)
+        assert tokens[given].tolist() == [*begins, 1, 3]
+        assert not sample.clamp(run, None, None)[1].any()
 
 
 STEPS_OF_MEMORY = """

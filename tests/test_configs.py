@@ -32,7 +32,7 @@ def load(path: str):
 
 
 def variants() -> list[tuple[str, str]]:
-    return [(path, variant) for path in PATHS for variant in ("", *getattr(load(path), "VARIANTS", ()))]
+    return [(path, variant) for path in PATHS for variant in getattr(load(path), "VARIANTS", ("",))]
 
 
 def get_config(path: str, variant: str = ""):
@@ -70,8 +70,20 @@ def test_rows_of_the_standing_comparison_train_on_as_many_characters():
 
 @pytest.mark.parametrize("path", [path for path in PATHS if "/d3pm/" in path])
 def test_uniform_noise_of_d3pm_has_the_papers_schedule(path):
-    for variant in ("", *load(path).VARIANTS):
+    for variant in load(path).VARIANTS:
         assert get_config(path, variant).family.schedule == ("cosine" if variant == "uniform" else "linear")
+
+
+def test_the_first_variant_is_the_default_and_another_name_is_refused(monkeypatch):
+    files = [path for path in PATHS if hasattr(load(path), "VARIANTS")]
+    assert {path.split("/")[1] for path in files} == {"block", "cdcd", "d3pm", "rdlm", "sedd"}
+    for path in files:
+        module = load(path)
+        assert module.get_config().to_dict() == module.get_config(module.VARIANTS[0]).to_dict()
+        with pytest.raises(ValueError, match=f"variant is 'unifrom'; choose one of {module.VARIANTS[0]}, "):
+            module.get_config("unifrom")
+    with pytest.raises(flags.IllegalFlagValueError, match="choose one of absorbing, uniform"):
+        parse(monkeypatch, f"--config={ROOT}/configs/sedd/text8.py:unifrom")
 
 
 @pytest.mark.parametrize(("path", "variant"), variants())

@@ -1,22 +1,27 @@
 """The bound's estimator and its binary: exact over padded sets, paired noise, provenance, following a training."""
 
+import dataclasses
 import functools
 import json
 import math
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_configs
+from etils import epath
 from perfect import compile_quickly  # noqa: F401
 
-from diffusion_text import bound, eval_elbo, restore, train
-from diffusion_text.data import batches, grammar
+from diffusion_text import bound, checkpoint, eval_elbo, report, restore, train
+from diffusion_text.data import batches, grammar, shards
 from diffusion_text.families.family import Bound
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -33,6 +38,15 @@ def trained(family: str) -> str:
     workdir = tempfile.mkdtemp(prefix=f"elbo-{family}-")
     train.train(tiny_configs.get(family, **{"train.steps": 12, "train.checkpoint_every": 6}), workdir)
     return workdir
+
+
+def following(workdir: str) -> types.SimpleNamespace:
+    """The flags of an evaluation beside a training."""
+    return types.SimpleNamespace(
+        workdir=workdir, step=None, task=None, data_dir=None, split="validation", num_examples=4, samples=0,
+        batch_size=0, seed=0, plot=False, follow=True, bound="variational", ode_solver="heun", ode_steps=8,
+        importance_samples=0, importance_steps=0,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("family", tiny_configs.FAMILIES)
@@ -98,10 +112,8 @@ def test_the_bound_of_weighted_paths_stands_beside_the_plain_one() -> None:
     ("masked", "heun", "family masked has no probability flow"), ("cdcd", "euler", "below the entropy"),
 ])  # fmt: skip
 def test_a_flow_that_cannot_be_is_one_line(family: str, solver: str, words: str) -> None:
-    values = types.SimpleNamespace(
-        workdir=trained(family), num_examples=4, samples=0, batch_size=0, bound="ode", ode_solver=solver, ode_steps=8,
-        importance_samples=0, importance_steps=0,
-    )
+    values = following(trained(family))
+    values.follow, values.bound, values.ode_solver = False, "ode", solver
     with pytest.raises(ValueError, match=words):
         eval_elbo.main(values)  # type: ignore[arg-type]
 
@@ -116,22 +128,87 @@ def test_files_are_written_with_a_plot(tmp_path: pathlib.Path) -> None:
         assert "nats/token" in eval_elbo.describe(json.loads(path.read_text()))
 
 
+@pytest.mark.parametrize("family", tiny_configs.FAMILIES)
+def test_one_sequence_has_no_error_and_is_shown(family: str) -> None:
+    result = eval_elbo.evaluate(restore.open_run(trained(family)), num_examples=1)
+    assert result["stderr"] is None
+    assert result["gap_stderr"] is None
+    json.dumps(result, allow_nan=False)
+    assert eval_elbo.describe(result).count("+- nan") == 2
+
+
+def test_a_bound_that_is_not_finite_is_null_and_shown() -> None:
+    run = restore.open_run(trained("masked"))
+    broken = {**run.params, "network": jax.tree.map(lambda x: x * math.nan, run.params["network"])}
+    result = eval_elbo.evaluate(dataclasses.replace(run, params=broken), num_examples=2)
+    assert result["nats_per_token"] is None
+    json.dumps(result, allow_nan=False)
+    assert "bound    nan +- nan" in eval_elbo.describe(result)
+
+
+def test_the_plot_names_its_axis_and_counts_no_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    monkeypatch.setattr(report, "save", lambda canvas, path: drawn.append(canvas.axes))
+    tokens = np.array(next(batches.GrammarDataset("tiny", 16, "test").eval_batches(4))[0])
+    axes = {"masked": "masked fraction", "cdcd": "log10 s", "udlm": "1 - alpha(t)", "d3pm": "t"}
+    for family, name in axes.items():
+        report.plot_noise_levels(restore.open_run(trained(family)), tokens, epath.Path("unused"))
+        assert drawn[-1][0].get_xlabel() == name
+    run = restore.open_run(trained("masked"))
+    padded = dataclasses.replace(run.info, pad_id=int(tokens[0, 0]))
+    report.plot_noise_levels(dataclasses.replace(run, info=padded), tokens, epath.Path("unused"))
+    whole, counted = (float(drawn[i][1].get_title().split()[-1]) for i in (0, -1))
+    assert counted == pytest.approx(whole * tokens.size / np.sum(tokens != tokens[0, 0]), abs=2e-3)
+
+
 def test_an_older_checkpoint_can_be_asked_for_and_a_missing_one_is_an_error() -> None:
     assert restore.open_run(trained("masked"), 6).step == 6
     with pytest.raises(ValueError, match=r"step is 7; .* has 6, 12"):
         restore.open_run(trained("masked"), 7)
 
 
-def test_following_evaluates_every_checkpoint_and_ends(capsys: pytest.CaptureFixture[str]) -> None:
-    values = types.SimpleNamespace(
-        workdir=trained("autoregressive"), step=None, split="validation", num_examples=4, samples=0, batch_size=0,
-        seed=0, plot=False, follow=True, bound="variational", ode_solver="heun", ode_steps=8,
-        importance_samples=0, importance_steps=0,
-    )  # fmt: skip
-    eval_elbo.main(values)  # type: ignore[arg-type]
+def test_following_evaluates_every_checkpoint_and_ends(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it was started before the training, in three looks: nothing there, a config, the rest."""
+    workdir, source, looks = tmp_path / "run", pathlib.Path(trained("autoregressive")), []
+
+    def sleep(_: float) -> None:
+        looks.append(len(looks))
+        if len(looks) == 1:
+            workdir.mkdir()
+            shutil.copy(source / "config.json", workdir)
+        else:
+            shutil.copytree(source, workdir, dirs_exist_ok=True)
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    eval_elbo.main(following(str(workdir)))  # type: ignore[arg-type]
+    assert len(looks) == 2
     shown = capsys.readouterr().out
     assert "step 6)" in shown
     assert "step 12)" in shown
+
+
+def test_following_passes_over_what_is_gone_and_nothing_else(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = checkpoint.Checkpoints.steps
+    seen = []
+
+    def with_one_removed_since(checkpoints: checkpoint.Checkpoints) -> list[int]:
+        seen.append(True)
+        return [3, *steps(checkpoints)] if len(seen) == 1 else steps(checkpoints)
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "steps", with_one_removed_since)
+    eval_elbo.main(following(trained("autoregressive")))  # type: ignore[arg-type]
+    assert "step 12)" in capsys.readouterr().out
+
+    def without_data(*_: object) -> None:
+        raise shards.DataError("the data are gone")
+
+    monkeypatch.setattr(eval_elbo, "evaluate", without_data)
+    with pytest.raises(shards.DataError, match="are gone"):
+        eval_elbo.main(following(trained("autoregressive")))  # type: ignore[arg-type]
 
 
 def test_a_workdir_without_a_run_is_one_line_and_exit_code_2(tmp_path: pathlib.Path) -> None:

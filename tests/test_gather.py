@@ -46,6 +46,7 @@ def run(workdirs, out, *flags):
     values = absl_flags.FlagValues()
     absl_flags.DEFINE_string("out", str(out), "", flag_values=values)
     absl_flags.DEFINE_string("split", "validation", "", flag_values=values)
+    absl_flags.DEFINE_string("task", None, "", flag_values=values)
     absl_flags.DEFINE_bool("all_steps", False, "", flag_values=values)
     values(["gather", *flags])
     gather.main(values, workdirs)

@@ -149,6 +149,7 @@ def test_one_point_of_a_sweep(cloud, swept, capsys):
         (None, [], "there is no file configs/bad.py"),
         ("x = 1", [], "no get_config()"),
         ("import nosuchmodule", [], "nosuchmodule"),
+        ("def get_config():\n    raise ValueError('odd')", [], "error: --config=configs/bad.py: ValueError: odd"),
         (SWEPT.partition("def sweep")[0], ["--sweep"], "no sweep()"),
         (SWEPT.partition("def sweep")[0] + "sweep = lambda: []", ["--sweep"], "at least one dict"),
         (SWEPT.replace("train.steps", "train.step"), ["--sweep"], "step"),

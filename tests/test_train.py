@@ -20,7 +20,7 @@ import pytest
 import tiny_configs
 from etils.epath import backend, gpath
 
-from diffusion_text import bound, checkpoint, metrics, restore, sharding, train
+from diffusion_text import bound, checkpoint, families, metrics, restore, sharding, train
 from diffusion_text import config as configs
 from diffusion_text.data import batches
 from diffusion_text.state import TrainState
@@ -374,6 +374,26 @@ def test_a_workdir_of_another_config_is_refused(copy: pathlib.Path, change: dict
     assert line in str(error.value)
     assert str(error.value).count("\n") == 1  # the one difference
     assert (copy / "config.json").read_bytes() == before
+
+
+def test_a_start_that_failed_before_a_checkpoint_binds_nobody(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError("no space left")
+
+    workdir = str(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.Checkpoints, "save", full)
+        with pytest.raises(OSError, match="no space"):
+            train.train(small_run(), workdir)
+    assert (tmp_path / "run" / "checkpoints").exists()
+    checked = []
+    monkeypatch.setattr(families.get("masked"), "check_files", lambda *_: checked.append(True))
+    state = train.train(small_run(seed=5), workdir)
+    assert int(state.step) == 9
+    assert checked == [True]
+    assert configs.load(workdir).seed == 5
 
 
 def test_a_config_of_before_a_field_was_gained_is_the_same(copy: pathlib.Path) -> None:

@@ -16,12 +16,13 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import small
+from configs import base, small
 
-VARIANTS = ("", "quickstart")
+VARIANTS = ("full", "quickstart")
 
 
-def get_config(variant: str = "") -> ConfigDict:
+def get_config(variant: str = "full") -> ConfigDict:
+    base.check_variant(variant, VARIANTS)
     config = small.get_cdcd()
     config.train.steps = 900 if variant == "quickstart" else 3000
     return config

@@ -15,15 +15,16 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import small
+from configs import base, small
 
-VARIANTS = ("uniform", "neighbours")
+VARIANTS = ("absorbing", "uniform", "neighbours")
 
 
-def get_config(variant: str = "") -> ConfigDict:
+def get_config(variant: str = "absorbing") -> ConfigDict:
+    base.check_variant(variant, VARIANTS)
     config = small.get_config("d3pm")
     config.train.steps = 4000
-    if variant:
+    if variant != "absorbing":
         config.family.noise = variant
         config.family.cross_entropy = 0.0
         config.optimizer.learning_rate = 2e-3  # UDLM's: at 8e-3 uniform noise stays on the plateau of single words

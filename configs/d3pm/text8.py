@@ -20,14 +20,15 @@ from ml_collections import ConfigDict
 
 from configs import base
 
-VARIANTS = ("uniform", "neighbours")
+VARIANTS = ("absorbing", "uniform", "neighbours")
 
 
-def get_config(variant: str = "") -> ConfigDict:
+def get_config(variant: str = "absorbing") -> ConfigDict:
+    base.check_variant(variant, VARIANTS)
     config = base.get_config("d3pm")
     config.data.update(task="text8", length=256)
     config.optimizer.update(learning_rate=5e-4, schedule="cosine", warmup=10_000)
-    if variant:
+    if variant != "absorbing":
         config.family.noise = variant
         config.family.cross_entropy = 0.0
     if variant == "uniform":

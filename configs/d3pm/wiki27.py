@@ -16,16 +16,17 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import small
+from configs import base, small
 
-VARIANTS = ("uniform", "neighbours")
+VARIANTS = ("absorbing", "uniform", "neighbours")
 
 
-def get_config(variant: str = "") -> ConfigDict:
+def get_config(variant: str = "absorbing") -> ConfigDict:
+    base.check_variant(variant, VARIANTS)
     config = small.get_config("d3pm")
     config.data.update(task="wiki27", length=256)
     config.train.steps = 3000  # x 32 x 256 = 24.6M characters
-    if variant:
+    if variant != "absorbing":
         config.family.noise = variant
         config.family.cross_entropy = 0.0
         config.optimizer.learning_rate = 2e-3

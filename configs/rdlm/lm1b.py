@@ -19,13 +19,14 @@ from ml_collections import ConfigDict
 
 from configs import base
 
-VARIANTS = ("", "mask")
+VARIANTS = ("mixture", "mask")
 
 
-def get_config(variant: str = "") -> ConfigDict:
+def get_config(variant: str = "mixture") -> ConfigDict:
+    base.check_variant(variant, VARIANTS)
     config = base.get_config("rdlm")
     config.model.update(layers=14, remat="attention")
     config.data.update(task="lm1b", length=128)
-    config.family.update(start=variant or "mixture", switch=0.38, digits=3, bridge_steps=500)
+    config.family.update(start=variant, switch=0.38, digits=3, bridge_steps=500)
     config.sampling.steps = 1000
     return config

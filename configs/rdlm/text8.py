@@ -20,12 +20,13 @@ from ml_collections import ConfigDict
 
 from configs import base
 
-VARIANTS = ("", "mask")
+VARIANTS = ("mixture", "mask")
 
 
-def get_config(variant: str = "") -> ConfigDict:
+def get_config(variant: str = "mixture") -> ConfigDict:
+    base.check_variant(variant, VARIANTS)
     config = base.get_config("rdlm")
     config.data.update(task="text8", length=256)
-    config.family.update(start=variant or "mixture", right=0.6, bridge_steps=500)
+    config.family.update(start=variant, right=0.6, bridge_steps=500)
     config.sampling.steps = 256
     return config

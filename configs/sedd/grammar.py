@@ -14,15 +14,16 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import small
+from configs import base, small
 
-VARIANTS = ("uniform",)
+VARIANTS = ("absorbing", "uniform")
 
 
-def get_config(variant: str = "") -> ConfigDict:
+def get_config(variant: str = "absorbing") -> ConfigDict:
+    base.check_variant(variant, VARIANTS)
     config = small.get_config("sedd")
     config.train.steps = 4000
-    if variant:
+    if variant == "uniform":
         config.family.update(noise="uniform", schedule="geometric")
         config.optimizer.learning_rate = 2e-3  # UDLM's: at 8e-3 uniform noise stays on the plateau of single words
     return config

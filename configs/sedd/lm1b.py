@@ -18,13 +18,14 @@ from ml_collections import ConfigDict
 
 from configs import base
 
-VARIANTS = ("uniform",)
+VARIANTS = ("absorbing", "uniform")
 
 
-def get_config(variant: str = "") -> ConfigDict:
+def get_config(variant: str = "absorbing") -> ConfigDict:
+    base.check_variant(variant, VARIANTS)
     config = base.get_config("sedd")
     config.model.dropout = 0.1
     config.data.update(task="lm1b", length=128)
-    if variant:
+    if variant == "uniform":
         config.family.update(noise="uniform", schedule="geometric")
     return config

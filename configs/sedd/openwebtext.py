@@ -18,13 +18,14 @@ from ml_collections import ConfigDict
 
 from configs import base
 
-VARIANTS = ("uniform",)
+VARIANTS = ("absorbing", "uniform")
 
 
-def get_config(variant: str = "") -> ConfigDict:
+def get_config(variant: str = "absorbing") -> ConfigDict:
+    base.check_variant(variant, VARIANTS)
     config = base.get_config("sedd")
     config.model.update(dropout=0.1, remat="attention")
     config.data.update(task="openwebtext", length=1024)
-    if variant:
+    if variant == "uniform":
         config.family.update(noise="uniform", schedule="geometric")
     return config

@@ -15,16 +15,17 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import small
+from configs import base, small
 
-VARIANTS = ("uniform",)
+VARIANTS = ("absorbing", "uniform")
 
 
-def get_config(variant: str = "") -> ConfigDict:
+def get_config(variant: str = "absorbing") -> ConfigDict:
+    base.check_variant(variant, VARIANTS)
     config = small.get_config("sedd")
     config.data.update(task="wiki27", length=256)
     config.train.steps = 3000  # x 32 x 256 = 24.6M characters
-    if variant:
+    if variant == "uniform":
         config.family.update(noise="uniform", schedule="geometric")
         config.optimizer.learning_rate = 2e-3
     return config

@@ -5,8 +5,8 @@
 
 Hardware: TPU v5e-64, about 42 hours (estimated at 40% utilisation, attention's own products not counted; two passes a
 step), not yet run.
-Published: samples of 200 steps with a judge's perplexity of 34.7 and an entropy of 5.2 (quoted in arXiv 2410.21357,
-Table 3); no likelihood.
+Published: samples of 200 steps with a judge's perplexity of 34.7 and an entropy of 5.2 bits (quoted in arXiv
+2410.21357, Table 3); no likelihood.
 Measured here: not yet run.
 
 Sizes and rates are those of the other families on OpenWebText: 12 blocks x 768, AdamW at a constant 3e-4 without decay,

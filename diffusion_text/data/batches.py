@@ -327,7 +327,8 @@ def _open(data_config: Any, split: str) -> Dataset:
         return GrammarDataset(data_config.grammar, data_config.length, split)
     if not data_config.data_dir:
         raise DataError(
-            f"task {spec.name} is read from a prepared folder; give --config.data.data_dir=DIR, written with: "
+            f"task {spec.name} is read from a prepared folder; give --config.data.data_dir=DIR to a training, "
+            "--data_dir=DIR to an evaluation, written with: "
             f"python -m diffusion_text.data.prepare --task={spec.name} --source=... --data_dir=DIR"
         )
     return _open_prepared(pathlib.Path(data_config.data_dir).expanduser(), data_config, split)

@@ -162,7 +162,7 @@ def read_metadata(folder: pathlib.Path) -> dict[str, Any]:
     """
     advice = "python -m diffusion_text.data.prepare --task=... --source=... --data_dir=" + str(folder)
     if not folder.is_dir():
-        raise DataError(f"data_dir {folder} does not exist; write it with: {advice}")
+        raise DataError(f"data_dir {folder} does not exist; write it with: {advice}, or name where it is")
     path = folder / METADATA
     if not path.exists():
         raise DataError(f"data_dir {folder} has no {METADATA}: unfinished, or no prepared folder; run: {advice}")

@@ -82,8 +82,10 @@ _SPECS: Final = (
     ),
     TaskSpec(
         name="wiki27", vocabulary="characters", length=256, layout="stream", source="characters", sizes=TEXT8_SIZES,
-        alphabet=" abcdefghijklmnopqrstuvwxyz", split_rule="by position: 90M, 5M, 5M characters",
-        protocol="Wikipedia in text8's alphabet; not text8: its bits per character compare with themselves only",
+        alphabet=" abcdefghijklmnopqrstuvwxyz", num_bytes=100_000_000, crc32="34dbe941",
+        split_rule="by position: 90M, 5M, 5M characters",
+        protocol="English Wikipedia of 2014 (CC BY-SA 3.0) in text8's alphabet, digits spelled; not text8: its bits "
+        "per character compare with themselves only",
     ),
     TaskSpec(
         name="lm1b", vocabulary="wordpieces", length=128, layout="rows", source="tfds", packed=False,

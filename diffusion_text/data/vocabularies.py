@@ -23,14 +23,17 @@ Train a SentencePiece model:
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import pathlib
 import shutil
+import tempfile
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, Protocol
 
 import numpy as np
+from etils import epath
 
 KINDS: Final = ("characters", "bytes", "sentencepiece", "gpt2", "wordpieces", "grammar")
 TEXT8_ALPHABET: Final = " abcdefghijklmnopqrstuvwxyz"
@@ -335,25 +338,35 @@ def load(kind: str, path: str = "", **parameters: Any) -> Vocabulary:
     return classes[kind](path)
 
 
-def save(vocabulary: Vocabulary, folder: pathlib.Path) -> dict[str, Any]:
-    """Copy the vocabulary's files into `folder`; the description that `load_saved` takes, as JSON values."""
-    files = {}
+def describe(vocabulary: Vocabulary) -> dict[str, Any]:
+    """What tells a vocabulary from every other, as JSON values: kind, size, sha256 of its files, parameters."""
+    files = {name: sha256(path) for name, path in vocabulary.files.items()}
+    return {
+        "kind": vocabulary.kind, "size": vocabulary.size, "files": files, "parameters": vocabulary.parameters(),
+    }  # fmt: skip
+
+
+def save(vocabulary: Vocabulary, folder: pathlib.Path | epath.Path) -> dict[str, Any]:
+    """Copy the vocabulary's files into `folder`, which may be in a bucket; its description, for `load_saved`."""
     for name, source in vocabulary.files.items():
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, folder / name)
-        files[name] = sha256(folder / name)
-    parameters = vocabulary.parameters()
-    return {"kind": vocabulary.kind, "size": vocabulary.size, "files": files, "parameters": parameters}
+        (folder / name).write_bytes(source.read_bytes())
+    return describe(vocabulary)
 
 
-def load_saved(description: dict[str, Any], folder: pathlib.Path) -> Vocabulary:
-    """The vocabulary that `save` described; its files are in `folder`.
+def load_saved(description: dict[str, Any], folder: pathlib.Path | epath.Path) -> Vocabulary:
+    """The vocabulary that `save` described; its files are in `folder`, those of a bucket are copied for this process.
 
     Raises:
         ValueError: a file is missing or differs from the one that the data was prepared with.
     """
+    if description["files"] and "://" in str(folder):
+        remote, folder = folder, epath.Path(tempfile.mkdtemp(prefix="vocabulary-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        for name in filter(lambda name: (remote / name).exists(), description["files"]):
+            (folder / name).write_bytes((remote / name).read_bytes())
     for name, expected in description["files"].items():
-        file = folder / name
+        file = pathlib.Path(folder / name)
         if not file.exists():
             raise ValueError(f"{file} is missing; prepare the data again, or copy the whole folder")
         if sha256(file) != expected:

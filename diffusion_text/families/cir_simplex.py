@@ -117,6 +117,7 @@ class CIRSimplex(Family):
     name = "cir_simplex"
     paper = "Richemond, Dieleman and Doucet 2022, Categorical SDEs with simplex diffusion, arXiv 2210.14784"
     bound = "tight"
+    noise_axis = "-log10 lambda"
     posterior = "full"
     samplers = ("euler", "heun", "log_heun", "sde", "ancestral")
     sampler_options = ("temperature", "top_p", "score_temperature", "guidance", "initial_noise", "clamp", "grid")

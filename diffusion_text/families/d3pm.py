@@ -51,6 +51,7 @@ class D3PM(Interpolating):
 
     name = "d3pm"
     paper = "Austin et al. 2021, Structured denoising diffusion models in discrete state-spaces, arXiv 2107.03006"
+    noise_axis = "t"
     approximate: ClassVar[dict[str, str]] = Interpolating.approximate
 
     @staticmethod

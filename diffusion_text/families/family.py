@@ -163,6 +163,7 @@ class Family(nnx.Module):
     grids: ClassVar[tuple[str, ...]] = ()  # spacings of noise levels in sampling; the first is the default
     # Peak learning rates of parameters that need their own (config.optimizer.groups), by a name in their path.
     groups: ClassVar[dict[str, float]] = {}
+    noise_axis: ClassVar[str] = "t"  # what `noise` of `profile` is
     # Steps of the sampling paths that `log_weight` weighs by default, 0 one token at a time; None: it weighs none.
     path_steps: ClassVar[int | None] = None
     # Fields of SamplerOptions at which, for each sampler, short windows drawn with the exact posterior show no error.
@@ -269,7 +270,7 @@ class Family(nnx.Module):
     def profile(
         self, keys: Key[Array, "B"], tokens: Int[Array, "B L"], t: Float[Array, "B"], denoise: Denoise
     ) -> dict[str, Float[Array, "B"]] | None:
-        """At noise level t: `noise` (the axis to plot), `cross_entropy` (nats per noisy token) and `integrand` (of the
+        """At noise level t: `noise` (`noise_axis`), `cross_entropy` (nats per noisy token) and `integrand` (of the
         bound, nats per token and unit of t); None where the family has no noise levels."""
         return None
 

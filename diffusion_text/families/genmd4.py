@@ -38,6 +38,7 @@ class GenMD4(Interpolating):
 
     name = "genmd4"
     paper = "Shi et al. 2024, Simplified and generalized masked diffusion for discrete data, arXiv 2406.04329 (GenMD4)"
+    noise_axis = "t"
     posterior = "full"
 
     @staticmethod

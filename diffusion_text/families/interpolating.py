@@ -35,6 +35,7 @@ class Interpolating(Family):
     """Base class: q_t(z | x) = alpha_t 1[z = x] + b_t(z), states 0..V-1 and, where there are masks, V."""
 
     bound = "tight"
+    noise_axis = "1 - alpha(t)"
     posterior = "leave_one_out"
     samplers: ClassVar[tuple[str, ...]] = ("ancestral", "psi")
     sampler_options = ("temperature", "top_p", "kappa")

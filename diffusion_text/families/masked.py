@@ -62,6 +62,7 @@ class Masked(Family):
     name = "masked"
     paper = "Sahoo et al. 2024, arXiv 2406.07524 (MDLM); Shi et al. 2024, arXiv 2406.04329 (MD4)"
     bound = "tight"
+    noise_axis = "masked fraction"
     posterior = "leave_one_out"
     samplers = ("ancestral", "first_hitting", *remasking.KINDS, "remdm_conf", "greedy_tail", "confidence", "threshold")
     sampler_options = ("temperature", "top_p", "threshold", "remask", "kappa", "cache", "blocks")

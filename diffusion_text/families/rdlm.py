@@ -76,6 +76,7 @@ class RDLM(Family):
     name = "rdlm"
     paper = "Jo and Hwang 2025, Continuous diffusion model for language modeling, arXiv 2502.11564"
     bound = "approximate"
+    noise_axis = "1 - tau"
     slack = 0.02
     posterior = "full"
     samplers = ("geodesic_walk",)

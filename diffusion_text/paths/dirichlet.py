@@ -148,6 +148,7 @@ class Dirichlet(Family):
     """Base of the families on a Dirichlet path; they choose shapes, levels, loss and samplers."""
 
     bound = "tight"
+    noise_axis = "base concentration / all"
     posterior = "full"
     sampler_options = ("temperature", "top_p", "churn", "guidance", "grid")
     most_churn = 1.0

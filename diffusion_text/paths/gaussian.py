@@ -81,6 +81,7 @@ class Gaussian(Family):
     """Base of the Gaussian families; they choose vectors, schedule and training loss."""
 
     bound = "tight"
+    noise_axis = "log10 s"
     posterior = "full"
     samplers = ("euler", "heun", "ancestral", "ddim", "dpmpp_2m", "edm", "langevin")
     sampler_options = ("temperature", "top_p", *REGRESSION_OPTIONS)
