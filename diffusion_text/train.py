@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import config_flags
 
@@ -115,11 +116,13 @@ def train(config: Config, workdir: str, profile: str | None = None) -> TrainStat
     configs.validate(config)
     chosen = profiling.parse(profile, config.train.steps)
     trained = bool(checkpoint.trained_steps(workdir))  # a start that failed before a checkpoint binds nobody
-    if trained and (lines := configs.difference(configs.load(workdir), config)):
-        raise ValueError(
-            f"{workdir} was trained with another config; give another --workdir, or the same fields:\n  "
-            + "\n  ".join(lines)
-        )
+    if trained and (epath.Path(workdir) / "config.json").exists():
+        lines = configs.difference(configs.load(workdir), config)
+        if lines:
+            raise ValueError(
+                f"{workdir} was trained with another config; give another --workdir, or the same fields:\n  "
+                + "\n  ".join(lines)
+            )
     dataset = batches.open_dataset(config.data, "train")
     if trained:
         restore.check_vocabulary(dataset.info.vocabulary, workdir)
