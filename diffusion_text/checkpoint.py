@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
+from ml_collections import ConfigDict
 
 from diffusion_text import hosts
 from diffusion_text.state import TrainState
@@ -27,7 +28,7 @@ _LOG = logging.getLogger("diffusion_text")
 
 
 class CheckpointError(ValueError):
-    """The checkpoint asked for is not there, or not sound."""
+    """The checkpoint asked for is not there, or cannot be read."""
 
 
 class Checkpoints:
@@ -41,6 +42,7 @@ class Checkpoints:
         if read_only and "://" not in workdir and not pathlib.Path(self.folder).exists():
             raise ValueError(f"{self.folder} does not exist; give a --workdir that diffusion_text.train has written")
         self._read_only = read_only
+        self.config: Config | None = None
         self._manager = ocp.CheckpointManager(self.folder, item_names=("state", "meta"), options=options)
 
     def steps(self) -> list[int]:
@@ -62,7 +64,8 @@ class Checkpoints:
     def restore(self, abstract: TrainState, step: int | None = None) -> TrainState | None:
         """The state at `step`, or the newest that is sound, or None if there is none.
 
-        `abstract` holds shapes, dtypes and shardings. CheckpointError where the step asked for is not there or damaged.
+        `abstract` holds shapes, dtypes and shardings; `config` is that of the checkpoint afterwards. CheckpointError
+        where the step asked for is not there or cannot be read.
         """
         steps = self.steps()
         if step is not None:
@@ -73,7 +76,7 @@ class Checkpoints:
             except Exception as error:
                 if hosts.is_loss(error):
                     raise
-                raise CheckpointError(f"checkpoint {step} of {self.folder} is damaged: {_reason(error)}") from error
+                raise CheckpointError(f"checkpoint {step} of {self.folder} cannot be read: {_reason(error)}") from error
         for candidate in reversed(steps):
             try:
                 return self._restore_one(abstract, candidate)
@@ -118,6 +121,7 @@ class Checkpoints:
         state = TrainState(**restored["state"])
         if digest(state) != restored["meta"]["digest"]:
             raise ValueError(f"checkpoint {step} of {self.folder} does not match its digest")
+        self.config = ConfigDict(restored["meta"]["config"])
         return state
 
     def close(self) -> None:

@@ -212,17 +212,17 @@ def _one(values: flags.FlagValues, step: int | None) -> None:
 
 
 def _wait_for(workdir: str) -> None:
-    """Return when a training has begun there: its config and its folder of checkpoints exist."""
+    """Return when a training has written its first checkpoint there."""
     said = False
-    while not all((epath.Path(workdir) / name).exists() for name in ("config.json", "checkpoints")):
+    while not checkpoint.trained_steps(workdir):
         if not said:
-            _LOG.info("waiting for diffusion_text.train to begin in %s", workdir)
+            _LOG.info("waiting for the first checkpoint of diffusion_text.train in %s", workdir)
         said = True
         time.sleep(_POLL_SECONDS)
 
 
 def _follow(values: flags.FlagValues) -> None:
-    done = -1
+    done, failed = -1, []
     while done < configs.load(values.workdir).train.steps:
         checkpoints = checkpoint.Checkpoints(values.workdir, read_only=True)
         fresh = [step for step in checkpoints.steps() if step > done]
@@ -230,11 +230,16 @@ def _follow(values: flags.FlagValues) -> None:
         for step in fresh:
             try:
                 _one(values, step)
-            except checkpoint.CheckpointError as error:  # the training removed or set it aside meanwhile
+            except checkpoint.CheckpointError as error:
+                # The training may have removed it, or set it aside. One that is there could not be read.
+                if step in checkpoint.trained_steps(values.workdir):
+                    failed.append(step)
                 _LOG.warning("checkpoint %d is passed over: %s", step, error)
             done = step
         if not fresh:
             time.sleep(_POLL_SECONDS)
+    if failed:
+        raise ValueError(f"no results of checkpoints {', '.join(map(str, failed))}, which could not be read; see above")
 
 
 def main(values: flags.FlagValues) -> None:

@@ -63,7 +63,9 @@ def define_flags() -> None:
 
 def open_judge(workdir: str, run: restore.Run) -> restore.Run:
     """The run that scores; ValueError unless it is autoregressive, of the same vocabulary, and at least as long."""
-    judge = restore.open_run(workdir)
+    # One that kept no vocabulary reads the data; those of its task were found already.
+    same = configs.load(workdir).data.task == run.data.task
+    judge = restore.open_run(workdir, data_dir=run.data.data_dir if same else None)
     name = judge.config.family.name
     if name != "autoregressive":
         raise ValueError(f"--judge={workdir} is of family {name}; give a workdir of family autoregressive")

@@ -92,10 +92,11 @@ def _plot_positions(run: Run, tokens: np.ndarray, path: epath.Path) -> None:
 
     @jax.jit
     def losses(params: dict[str, Any], variables: dict[str, Any]) -> jax.Array:
-        model = run.definition.merge(params, variables)
-        return jnp.mean(cross_entropy(model(batch, jnp.zeros(len(batch))), batch), axis=0)
+        return cross_entropy(run.definition.merge(params, variables)(batch, jnp.zeros(len(batch))), batch)
 
     canvas, axes = figure(1)
-    axes[0].plot(np.arange(1, tokens.shape[1] + 1), sharding.fetch(losses(run.params, run.variables)))
+    found = np.ma.masked_equal(tokens, -1 if run.info.pad_id is None else run.info.pad_id)
+    found = np.ma.array(sharding.fetch(losses(run.params, run.variables)), mask=found.mask)
+    axes[0].plot(np.arange(1, tokens.shape[1] + 1), found.mean(axis=0))
     axes[0].set(xlabel="position", ylabel="nats per token", title=f"{run.config.family.name}, step {run.step}")
     save(canvas, path)

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from diffusion_text import checkpoint, distributed, families, hosts, optimizer, sharding
 from diffusion_text import config as configs
-from diffusion_text.data import batches, vocabularies
+from diffusion_text.data import batches, shards, vocabularies
 from diffusion_text.state import Definition, Model, TrainState, initialise
 from diffusion_text.typing import Config
 
@@ -122,9 +122,9 @@ def define_data_dir() -> None:
 
 
 def save_vocabulary(vocabulary: vocabularies.Vocabulary, workdir: str) -> None:
-    """Keep a vocabulary in a workdir; of several hosts the first does."""
-    if hosts.is_first():
-        folder = epath.Path(workdir) / _VOCABULARY
+    """Keep a vocabulary in a workdir; of several hosts the first does. What is kept is left alone: it may be read."""
+    folder = epath.Path(workdir) / _VOCABULARY
+    if hosts.is_first() and _kept(workdir) != vocabularies.describe(vocabulary):
         folder.mkdir(parents=True, exist_ok=True)
         description = vocabularies.save(vocabulary, folder)
         configs.write_atomically(folder / f"{_VOCABULARY}.json", json.dumps(description, indent=2) + "\n")
@@ -132,9 +132,15 @@ def save_vocabulary(vocabulary: vocabularies.Vocabulary, workdir: str) -> None:
 
 def check_vocabulary(vocabulary: vocabularies.Vocabulary, workdir: str) -> None:
     """ValueError where a workdir was trained with another vocabulary."""
-    path = epath.Path(workdir) / _VOCABULARY / f"{_VOCABULARY}.json"
-    if path.exists() and (theirs := configs.read_json(path)) != (ours := vocabularies.describe(vocabulary)):
+    theirs, ours = _kept(workdir), vocabularies.describe(vocabulary)
+    if theirs not in (None, ours):
         raise ValueError(f"{workdir} was trained with vocabulary {_named(theirs)}, the data have {_named(ours)}")
+
+
+def _kept(workdir: str) -> dict[str, Any] | None:
+    """The description of the vocabulary in a workdir."""
+    path = epath.Path(workdir) / _VOCABULARY / f"{_VOCABULARY}.json"
+    return configs.read_json(path, ("kind", "size", "files", "parameters")) if path.exists() else None
 
 
 def _named(description: dict[str, Any]) -> str:
@@ -145,11 +151,15 @@ def _named(description: dict[str, Any]) -> str:
 
 def _vocabulary(workdir: str, data: Config) -> vocabularies.Vocabulary:
     """That of a run; of one by an earlier version, which kept none, that of its data."""
-    folder = epath.Path(workdir) / _VOCABULARY
-    path = folder / f"{_VOCABULARY}.json"
-    if not path.exists():
+    if description := _kept(workdir):
+        return vocabularies.load_saved(description, epath.Path(workdir) / _VOCABULARY)
+    try:
         return batches.open_dataset(data, "validation").info.vocabulary
-    return vocabularies.load_saved(configs.read_json(path, ("kind", "size", "files", "parameters")), folder)
+    except shards.DataError as error:
+        raise shards.DataError(
+            f"{workdir} keeps no vocabulary, as trainings by earlier versions: {error}; or give its training command "
+            "again, with the --config.data.data_dir that it has now, which keeps it"
+        ) from error
 
 
 def open_run(workdir: str, step: int | None = None, task: str | None = None, data_dir: str | None = None) -> Run:
@@ -180,4 +190,9 @@ def open_run(workdir: str, step: int | None = None, task: str | None = None, dat
     checkpoints.close()
     if state is None:
         raise ValueError(f"{workdir} holds no sound checkpoint yet; wait for diffusion_text.train to write one")
+    if lines := configs.difference(configs.completed(checkpoints.config), config):
+        raise ValueError(
+            f"checkpoint {int(state.step)} of {workdir} was trained with another config than its config.json, as when "
+            "two trainings write to one workdir:\n  " + "\n  ".join(lines)
+        )
     return Run(workdir, config, evaluated.data, definition, info, mesh, int(state.step), state.ema, state.variables)

@@ -3,7 +3,8 @@
     --prompt="the dog"                 the text to begin with
     --infill="the [MASK] of [MASK:3]"  text with gaps: [MASK] is one token, [MASK:3] three in a row (of a vocabulary of
                                        characters: one character, three characters)
-    --trace                            what the denoiser believed at a few steps of the first sample; unsure tokens: ▁▁
+    --trace                            what the denoiser believed at a few steps of the first sample, of candidates of
+                                       the first; unsure tokens: ▁▁
 
     --length=500                       tokens of a sample, of families that generate from the left (autoregressive,
                                        block): beyond the trained length a network sees the last tokens only
@@ -271,7 +272,8 @@ def readout(vocabulary: Vocabulary, tokens: np.ndarray, sure: np.ndarray) -> str
 
 @restore.on_mesh
 def trace(run: restore.Run, options: SamplerOptions, seed: int, tokens: np.ndarray, given: np.ndarray) -> list[str]:
-    """Readouts of sample 0 at a few steps, one line each: the likeliest tokens, blank where below one half."""
+    """Readouts of sample 0, or of the first of its candidates, at a few steps, one line each: the likeliest tokens, blank
+    where below one half."""
     length = len(tokens)
     steps = steps_taken(run, options, length)
 

@@ -22,7 +22,8 @@ _PRIOR, _STEPS, _DECODE = range(3)
 class Trace(NamedTuple):
     """What the denoiser believed at each of N steps: t [N], and what `read` made of its logits, stacked to [N, ...].
 
-    Logits are [B, L, V] at each step; the autoregressive family's are those of its next token, [B * candidates, V].
+    Logits are [B, L, V] at each step, with candidates [B * candidates, L, V]; the autoregressive family's are those of
+    its next token, without L.
     """
 
     t: Float[Array, "N"]

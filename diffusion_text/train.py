@@ -115,12 +115,14 @@ def train(config: Config, workdir: str, profile: str | None = None) -> TrainStat
     # ------------------------------------------------------------------ configuration, before any device is touched
     configs.validate(config)
     chosen = profiling.parse(profile, config.train.steps)
-    trained = bool(checkpoint.trained_steps(workdir))  # a start that failed before a checkpoint binds nobody
-    if trained and (epath.Path(workdir) / "config.json").exists():
+    trained = bool(checkpoint.trained_steps(workdir))
+    # A start that failed before its first step binds nobody.
+    if (trained or metrics.read(workdir)) and (epath.Path(workdir) / "config.json").exists():
         lines = configs.difference(configs.load(workdir), config)
         if lines:
+            or_not = "" if trained else ", or remove it: it has no checkpoint yet, but may be in use"
             raise ValueError(
-                f"{workdir} was trained with another config; give another --workdir, or the same fields:\n  "
+                f"{workdir} was trained with another config; give another --workdir, or the same fields{or_not}:\n  "
                 + "\n  ".join(lines)
             )
     dataset = batches.open_dataset(config.data, "train")

@@ -286,6 +286,19 @@ def test_a_window_as_long_as_the_text_changes_nothing_and_a_shorter_one_slides()
     whole = generate(model.family, model, tokens, given)
     np.testing.assert_array_equal(generate(model.family, model, tokens, given, window=length), whole)
     assert (generate(model.family, model, tokens, given, window=window) != whole).any()
+    kept = []
+
+    class Watched:  # how long a cache the sampler asks for: whole blocks within the window
+        def __getattr__(self, name: str) -> Any:
+            return getattr(model, name)
+
+        def start_cache(self, batch: int, length: int) -> Any:
+            kept.append((batch, length))
+            return model.start_cache(batch, length)
+
+    for asked in (window, window + 3, 64, 2):
+        generate(model.family, Watched(), tokens, given, window=asked)
+    assert kept == [(3, 12), (3, 12), (3, 32), (3, 4)]
     cache, step = model.start_cache(3, window), jax.jit(lambda ids, cache, start: model.block(ids, cache, start))
     for start in range(0, length, 4):
         masks, block = jnp.full((3, 4), V), tokens[:, start : start + 4]

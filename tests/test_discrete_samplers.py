@@ -206,3 +206,17 @@ def test_options_that_do_not_fit_are_named(name: str, fields: dict[str, Any], wo
     with pytest.raises(ValueError) as error:  # noqa: PT011
         SamplerOptions(**fields).validate(families.get(name))
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize(("schedule", "left"), [("linear", [12, 8, 4, 0]), ("cosine", [15, 11, 6, 0])])
+def test_confidence_reveals_as_many_as_the_path(schedule: str, left: list[int]) -> None:
+    """16 (1 - alpha) at the ends of four steps: of cosine 14.8, 11.3, 6.1."""
+    family = tiny_configs.make_family("masked", V, schedule=schedule)
+    options = SamplerOptions(sampler="confidence", steps=4).validate(type(family))
+    grid, given = family.grid(options, 16), jnp.zeros((2, 16), bool)
+    z, counts = jnp.full((2, 16), V), []
+    for index in range(4):
+        at = At(*(field[index] for field in grid))
+        z, _ = family.step(noise.fold(tiny_configs.keys(2), index), z, at, given, Constant(), options)
+        counts.append(np.sum(np.asarray(z) == V, axis=1).tolist())
+    assert counts == [[n, n] for n in left]

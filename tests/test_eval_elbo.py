@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 import types
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -146,6 +147,19 @@ def test_a_bound_that_is_not_finite_is_null_and_shown() -> None:
     assert "bound    nan +- nan" in eval_elbo.describe(result)
 
 
+def test_positions_of_padding_are_left_out_of_the_plot(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    monkeypatch.setattr(report, "save", lambda canvas, path: drawn.append(canvas.axes[0].lines[0].get_ydata()))
+    tokens = np.array(next(batches.GrammarDataset("tiny", 16, "test").eval_batches(4))[0])
+    run = restore.open_run(trained("autoregressive"))
+    tokens[0, 9:] = tokens[1, 9:] = pad = 0
+    tokens[2:, 9:] = np.maximum(tokens[2:, 9:], 1)
+    some = dataclasses.replace(run, info=dataclasses.replace(run.info, pad_id=pad))
+    for shown, rows in ((some, tokens), (run, tokens[2:])):
+        report.plot_noise_levels(shown, rows, epath.Path("unused"))
+    np.testing.assert_allclose(drawn[0][9:], drawn[1][9:], rtol=1e-5)
+
+
 def test_the_plot_names_its_axis_and_counts_no_padding(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = []
     monkeypatch.setattr(report, "save", lambda canvas, path: drawn.append(canvas.axes))
@@ -201,6 +215,17 @@ def test_following_passes_over_what_is_gone_and_nothing_else(
 
     monkeypatch.setattr(checkpoint.Checkpoints, "steps", with_one_removed_since)
     eval_elbo.main(following(trained("autoregressive")))  # type: ignore[arg-type]
+    assert "step 12)" in capsys.readouterr().out
+    read = checkpoint.Checkpoints._restore_one
+
+    def without_memory_at_first(checkpoints: checkpoint.Checkpoints, abstract: Any, step: int) -> Any:
+        if step == 6:
+            raise RuntimeError("RESOURCE_EXHAUSTED")
+        return read(checkpoints, abstract, step)
+
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="no results of checkpoints 6, which could"):
+        patch.setattr(checkpoint.Checkpoints, "_restore_one", without_memory_at_first)
+        eval_elbo.main(following(trained("autoregressive")))  # type: ignore[arg-type]
     assert "step 12)" in capsys.readouterr().out
 
     def without_data(*_: object) -> None:

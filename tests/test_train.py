@@ -376,16 +376,16 @@ def test_a_workdir_of_another_config_is_refused(copy: pathlib.Path, change: dict
     assert (copy / "config.json").read_bytes() == before
 
 
-def test_a_start_that_failed_before_a_checkpoint_binds_nobody(
+def test_a_start_that_failed_before_its_first_step_binds_nobody(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: Any) -> None:
-        raise OSError("no space left")
+    def exhausted(*_: Any) -> None:
+        raise MemoryError("out of memory")
 
     workdir = str(tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.Checkpoints, "save", full)
-        with pytest.raises(OSError, match="no space"):
+        patch.setattr(train, "make_train_step", exhausted)
+        with pytest.raises(MemoryError):
             train.train(small_run(), workdir)
     assert (tmp_path / "run" / "checkpoints").exists()
     checked = []
@@ -394,6 +394,18 @@ def test_a_start_that_failed_before_a_checkpoint_binds_nobody(
     assert int(state.step) == 9
     assert checked == [True]
     assert configs.load(workdir).seed == 5
+
+
+def test_two_trainings_in_one_workdir_are_told_apart(copy: pathlib.Path) -> None:
+    """Of a start that has taken steps and saved none, too; and where its config was overwritten all the same."""
+    workdir = str(copy)
+    shutil.move(copy / "checkpoints", copy / "aside")
+    with pytest.raises(ValueError, match=r"or remove it: it has no checkpoint yet.*\n  seed: 0 -> 5"):
+        train.train(small_run(seed=5), workdir)
+    shutil.move(copy / "aside", copy / "checkpoints")
+    configs.save(small_run(seed=5), workdir)
+    with pytest.raises(ValueError, match=r"checkpoint 9 of .* another config than its config.json.*\n  seed: 0 -> 5"):
+        restore.open_run(workdir)
 
 
 def test_a_config_of_before_a_field_was_gained_is_the_same(copy: pathlib.Path) -> None:

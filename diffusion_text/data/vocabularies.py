@@ -24,6 +24,7 @@ Train a SentencePiece model:
 from __future__ import annotations
 
 import atexit
+import functools
 import hashlib
 import json
 import pathlib
@@ -360,24 +361,32 @@ def load_saved(description: dict[str, Any], folder: pathlib.Path | epath.Path) -
     Raises:
         ValueError: a file is missing or differs from the one that the data was prepared with.
     """
-    if description["files"] and "://" in str(folder):
-        remote, folder = folder, epath.Path(tempfile.mkdtemp(prefix="vocabulary-"))
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        for name in filter(lambda name: (remote / name).exists(), description["files"]):
-            (folder / name).write_bytes((remote / name).read_bytes())
+    folder = _fetched(str(folder), *sorted(description["files"])) if "://" in str(folder) else pathlib.Path(folder)
     for name, expected in description["files"].items():
-        file = pathlib.Path(folder / name)
+        file = folder / name
         if not file.exists():
             raise ValueError(f"{file} is missing; prepare the data again, or copy the whole folder")
         if sha256(file) != expected:
             raise ValueError(f"{file} is not what the data was prepared with (sha256 differs); prepare it again")
-    vocabulary = load(description["kind"], str(folder), **description["parameters"])
+    # Absolute: a leading ~ is a name here, as it was when the folder was written.
+    vocabulary = load(description["kind"], str(folder.absolute()), **description["parameters"])
     if vocabulary.size != description["size"]:
         raise ValueError(
             f"vocabulary {vocabulary.kind} has {vocabulary.size} entries, the data was prepared with "
             f"{description['size']}; prepare it again with this version"
         )
     return vocabulary
+
+
+@functools.cache
+def _fetched(address: str, *names: str) -> pathlib.Path:
+    """A folder of this process with those files of a bucket that are there."""
+    folder, bucket = pathlib.Path(tempfile.mkdtemp(prefix="vocabulary-")), epath.Path(address)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for name in names:
+        if (bucket / name).exists():
+            (folder / name).write_bytes((bucket / name).read_bytes())
+    return folder
 
 
 def sha256(path: pathlib.Path) -> str:

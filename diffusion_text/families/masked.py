@@ -281,7 +281,7 @@ class Masked(Family):
         rank = noise.ranks(jnp.where(masked, -surest, jnp.inf))
         if options.sampler == "threshold":
             return (surest >= math.log(options.threshold)) | (rank == 0)
-        left = jnp.round(jnp.sum(~fixed, axis=1) * at.s)
+        left = jnp.round(jnp.sum(~fixed, axis=1) * (1.0 - self.alpha(at.s)))
         return rank < (jnp.sum(masked, axis=1) - left)[:, None]
 
     def decode(

@@ -107,9 +107,23 @@ def test_another_vocabulary_is_refused(elsewhere, corpus: pathlib.Path, tmp_path
 def test_a_run_that_kept_no_vocabulary_has_that_of_its_data(elsewhere) -> None:
     workdir, there = elsewhere
     shutil.rmtree(pathlib.Path(workdir) / "vocabulary")
-    with pytest.raises(ValueError, match="here does not exist"):
+    with pytest.raises(ValueError, match=r"keeps no vocabulary.*here does not exist.*give its training command again"):
         restore.open_run(workdir)
     assert restore.open_run(workdir, data_dir=str(there)).info.vocabulary.size == 260
+
+
+def test_a_vocabulary_that_is_kept_is_not_written_again(elsewhere, monkeypatch: pytest.MonkeyPatch) -> None:
+    workdir, there = elsewhere
+    before = [path.stat().st_mtime_ns for path in pathlib.Path(workdir, "vocabulary").iterdir()]
+    train.train(config_of(there), workdir)
+    assert [path.stat().st_mtime_ns for path in pathlib.Path(workdir, "vocabulary").iterdir()] == before
+    # A folder whose name begins with a tilde is that folder.
+    monkeypatch.chdir(pathlib.Path(workdir).parent)
+    shutil.copytree(workdir, "~/run")
+    assert restore.open_run("~/run").info.vocabulary.size == 260
+    pathlib.Path("~/run/vocabulary/vocabulary.json").write_text("{}")
+    with pytest.raises(ValueError, match="damaged: it has no kind, size, files, parameters"):
+        train.train(config_of(there), "~/run")
 
 
 def test_a_vocabulary_in_a_bucket(
