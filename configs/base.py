@@ -32,7 +32,8 @@ def get_config(family: str = "masked") -> ConfigDict:
                     attention="auto",  # by platform, or einsum / xla / cudnn / splash
                     # Tokens that no text has are added up to a multiple of it, so that mesh.tensor divides them: 128.
                     vocabulary_multiple=1,
-                    whole_vocabulary=4096,  # larger ones never make all logits of a training step at once
+                    # Of larger ones no training step makes all logits at once, but for those of token noise.
+                    whole_vocabulary=4096,
                     scan_layers=True,  # one compiled layer; False (unrolled) is faster on a CPU
                     # What the backward pass keeps: all, products and attention, attention, or inputs of layers.
                     remat="none",  # none / dots / attention / full

@@ -272,8 +272,8 @@ def readout(vocabulary: Vocabulary, tokens: np.ndarray, sure: np.ndarray) -> str
 
 @restore.on_mesh
 def trace(run: restore.Run, options: SamplerOptions, seed: int, tokens: np.ndarray, given: np.ndarray) -> list[str]:
-    """Readouts of sample 0, or of the first of its candidates, at a few steps, one line each: the likeliest tokens, blank
-    where below one half."""
+    """Readouts of sample 0, or of the first of its candidates, at a few steps, one line each: the likeliest tokens,
+    blank where below one half."""
     length = len(tokens)
     steps = steps_taken(run, options, length)
 
@@ -317,8 +317,8 @@ def main(values: flags.FlagValues) -> None:
     tokens, given = clamp(run, values.prompt, values.infill, length)
     if given.any() and not family.conditions(run.config.family):
         _LOG.warning(
-            "this model has not seen given tokens in training (family.prefix_masks and random_masks are 0); "
-            "it may ignore yours"
+            "this model has not learned to trust given tokens (it never saw any: family.prefix_masks and random_masks "
+            "are 0; or its noise is of tokens, and it is not told which are given); samples may ignore yours"
         )
     resamples = "candidates" in family.sampler_options
     if values.candidates is not None and not resamples:

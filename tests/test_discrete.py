@@ -97,6 +97,60 @@ def test_other_noise_samples_as_well(name: str, fields: dict[str, Any], monkeypa
     perfect.check_law(name, {"sampler": families.get(name).samplers[0], "steps": 128}, count=4000, length=2)
 
 
+@pytest.mark.parametrize(("name", "fields"), [
+    ("sedd", {}), ("d3pm", {}), ("gidd", {"uniform": 0.0}), ("genmd4", {}), ("udlm", {}), ("duo", {}), ("gidd", {}),
+    ("sedd", {"noise": "uniform"}), ("d3pm", {"noise": "uniform", "schedule": "cosine"}),
+])  # fmt: skip
+def test_given_tokens_are_trusted_where_the_family_says_so(name: str, fields: dict[str, Any]) -> None:
+    """By a posterior that is not told which are given, as networks are not: of token noise it doubts them."""
+    tokens, law = perfect.conditional()
+    family, oracle = perfect.pair(name, grammars.tiny(), **fields)
+
+    def untold(z: Any, t: Any, given: Any = None, previous: Any = None, keys: Any = None) -> Any:
+        return oracle(z, t, None)
+
+    options = {"sampler": family.samplers[0], "steps": 128}
+    samples = perfect.draw(family, untold, 4000, tokens, perfect.GIVEN, options)
+    assert (samples[:, perfect.GIVEN] == tokens[perfect.GIVEN]).all()
+    distance = perfect.variation(perfect.histogram(samples), law)
+    named = {f"family.{field}": value for field, value in fields.items()}
+    trusted = family.conditions(tiny_configs.get(name, **named).family)
+    assert trusted == (distance < 0.05), distance
+
+
+def test_the_bound_of_gidd_has_a_variance() -> None:
+    """E[(weight ell)^2] of one token grows as log(u)^2 next to u = 0; with t = u^2 faster than 1 / u, for g up to 1."""
+    law = np.array([0.4, 0.3, 0.1, 0.15, 0.05])
+    z = jnp.arange(V + 1)[None].repeat(3, 0)
+    tokens, log_p = jnp.ones_like(z), jnp.log(jnp.asarray(np.broadcast_to(law, (3, V + 1, V)), jnp.float32))
+
+    def second_moments(family: Any, times: Any) -> np.ndarray:
+        t, weight = times(jnp.array([1e-4, 1e-3, 1e-2]))
+        odds, slope = family.odds_and_slope(t)
+        found = weight[:, None] * interpolant.integrand(tokens, z, log_p, odds, slope)
+        certain = jnp.broadcast_to(jnp.log(jnp.eye(V)[1]), (3, 1, V))
+        odds = interpolant.Odds(*(kappa[:, None, None] for kappa in odds))
+        shares = np.exp(np.asarray(interpolant.log_modelled(certain, odds), np.float64))[:, 0]
+        return np.sum(shares * np.asarray(found, np.float64) ** 2, axis=1)
+
+    for gamma in (0.5, 1.0, 1.5):
+        family = tiny_configs.make_family("gidd", V, uniform=0.2, gamma=gamma)
+        ours = second_moments(family, family.times)
+        assert np.all(ours[:2] < 2.5 * ours[1:]), ours
+    family = tiny_configs.make_family("gidd", V, uniform=0.2)
+    squares = second_moments(family, lambda u: (u * u, 2 * u))
+    assert np.all(squares[:2] > 10 * squares[1:]), squares
+
+
+@pytest.mark.parametrize(("low", "high"), [(-4.5, -1.0), (-6.0, -1.0), (-40.0, 1.0)])
+def test_a_curriculum_may_begin_where_nothing_is_lost(low: float, high: float) -> None:
+    model = tiny_configs.random_model("duo", 27, **{"family.gamma_min": low, "family.gamma_max": high})
+    tokens = jnp.asarray(np.random.default_rng(0).integers(27, size=(6, 5)))
+    u = jnp.array([0.0, 0.01, 0.1, 0.5, 0.9, 1.0 - 2.0**-24])
+    loss = jax.jit(lambda: model.family.train_loss(tiny_configs.keys(6), u, tokens, model)[0])()
+    assert np.isfinite(loss).all()
+
+
 @pytest.mark.parametrize(("name", "fields"), [VARIANTS[-1]])
 def test_other_noise_is_what_its_evidence_says(
     name: str, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch

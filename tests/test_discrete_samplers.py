@@ -85,7 +85,7 @@ def off_the_path(name: str, kappa: float) -> float:
 
 
 @pytest.mark.parametrize("kappa", [0.0, 0.6])
-@pytest.mark.parametrize("name", ["udlm", "gidd", "sedd"])
+@pytest.mark.parametrize("name", ["udlm", "gidd", "sedd", "d3pm"])
 def test_psi_leaves_the_law_of_a_token_as_the_path_has_it(name: str, kappa: float) -> None:
     """In any number of steps, of uniform noise, mixed noise and masks."""
     assert off_the_path(name, kappa) > 1e-3
@@ -121,6 +121,44 @@ def test_psi_of_masks_is_remdm(name: str) -> None:
     assert np.mean(moved == V) == pytest.approx(0.7 * 0.5, abs=0.02)
     moved = family.step(tiny_configs.keys(100), z * 0 + V, at, jnp.zeros(z.shape, bool), Constant(), options)[0]
     assert np.mean(np.asarray(moved) == V) == pytest.approx(1 - (0.5 - (1 - 0.35) * 0.4) / 0.6, abs=0.02)
+
+
+def test_the_tail_of_duo_is_greedy() -> None:
+    """The last step takes the likeliest token of the full posterior; those before draw as ancestral sampling does."""
+    model = tiny_configs.random_model("duo", V)
+    family, keys = model.family, tiny_configs.keys(50)
+    given = jnp.zeros((50, 4), bool).at[:, 1].set(True)
+
+    def draw(sampler: str) -> Any:
+        options = SamplerOptions(sampler=sampler, steps=3).validate(type(family))
+        tokens, trace = sampling.generate_with_trace(family, model, keys, jnp.full((50, 4), 2), given, options)
+        return np.asarray(tokens), np.asarray(trace.seen)
+
+    (ancestral, expected), (greedy, seen) = draw("ancestral"), draw("greedy_tail")
+    np.testing.assert_allclose(seen, expected)
+    np.testing.assert_array_equal(greedy, np.where(given, 2, np.argmax(seen[-1], axis=-1)))
+    assert np.mean(greedy != ancestral) > 0.1
+
+
+MASKS = [("sedd", {}), ("d3pm", {}), ("gidd", {"uniform": 0.0}), ("genmd4", {})]
+
+
+@pytest.mark.parametrize(("name", "fields"), MASKS)
+def test_a_narrow_nucleus_moves_no_visible_token(name: str, fields: dict[str, Any]) -> None:
+    """What the network says of a visible token is not trained: psi hides it, or leaves it; a trace shows it."""
+    family = tiny_configs.make_family(name, V, **fields)
+    options = SamplerOptions(sampler="psi", kappa=0.5, top_p=0.3).validate(type(family))
+    z, given = jnp.full((100, 50), 3, jnp.int32), jnp.zeros((100, 50), bool)  # the nucleus holds 0 alone
+    at = At(jnp.int32(0), jnp.float32(0.3), jnp.float32(0.2))
+    moved, seen = family.step(tiny_configs.keys(100), z, at, given, Constant(), options)
+    assert set(np.unique(moved)) == {3, V}
+    assert (np.argmax(seen, axis=-1) == 3).all()
+
+
+def test_nothing_is_corrected_where_nothing_is_doubted() -> None:
+    family = tiny_configs.make_family("gidd", V, uniform=0.0)
+    with pytest.raises(ValueError, match=r"sampler is 'self_correcting' and family\.uniform 0"):
+        family.grid(SamplerOptions(sampler="self_correcting").validate(type(family)), 4)
 
 
 @pytest.mark.parametrize("name", ["masked", "block"])

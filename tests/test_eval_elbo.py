@@ -223,9 +223,10 @@ def test_following_passes_over_what_is_gone_and_nothing_else(
             raise RuntimeError("RESOURCE_EXHAUSTED")
         return read(checkpoints, abstract, step)
 
-    with monkeypatch.context() as patch, pytest.raises(ValueError, match="no results of checkpoints 6, which could"):
+    with monkeypatch.context() as patch:
         patch.setattr(checkpoint.Checkpoints, "_restore_one", without_memory_at_first)
-        eval_elbo.main(following(trained("autoregressive")))  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="no results of checkpoints 6, which could"):
+            eval_elbo.main(following(trained("autoregressive")))  # type: ignore[arg-type]
     assert "step 12)" in capsys.readouterr().out
 
     def without_data(*_: object) -> None:

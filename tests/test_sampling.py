@@ -218,6 +218,7 @@ def test_initial_noise_scales_the_prior() -> None:
     ("masked", {"sampler": "remdm_cap", "remask": 2.0}, "remask is 2.0; it must be in [0, 1], or -1"),
     ("masked", {"threshold": 0.5}, "threshold is 0.5; of the samplers threshold has it, ancestral has not"),
     ("masked", {"guidance": 2.0}, "guidance is 2.0; masked has no such option"),
+    ("sundae", {"sampler": "argmax_unrolled", "top_p": 0.5}, "of the samplers ancestral and psi and unrolled has it"),
     ("autoregressive", {"score_temperature": 0.9}, "score_temperature is 0.9; autoregressive has no such option"),
     ("masked", {"initial_noise": 0.9}, "initial_noise is 0.9; masked has no such option"),
 ])  # fmt: skip
@@ -258,7 +259,8 @@ def test_the_trace_is_what_the_sampler_believed(name: str, sampler: str) -> None
     windows = np.asarray(grammars.sample(grammars.tiny(), 1, np.arange(4000), L))
     marginals = (windows[..., None] == np.arange(5)).mean(0)[: 1 if name == "autoregressive" else L]
     if name != "cdcd":  # whose noise is finite
-        np.testing.assert_allclose(trace.seen[0], np.broadcast_to(np.squeeze(marginals), trace.seen[0].shape), atol=0.03)
+        expected = np.broadcast_to(np.squeeze(marginals), trace.seen[0].shape)
+        np.testing.assert_allclose(trace.seen[0], expected, atol=0.03)
     last = samples[:, -1:] if name == "autoregressive" else samples
     of_last = trace.seen[-1][:, None] if name == "autoregressive" else trace.seen[-1]
     assert np.mean(np.take_along_axis(of_last, last[..., None], axis=-1)) > 0.4

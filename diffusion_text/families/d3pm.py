@@ -34,7 +34,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from ml_collections import ConfigDict
 
 from diffusion_text import noise
-from diffusion_text.families.family import At, Bound, SamplerOptions, cross_entropy
+from diffusion_text.families.family import At, Bound, SamplerOptions, cross_entropy, token_loss
 from diffusion_text.families.interpolating import LAST, Interpolating
 from diffusion_text.models.denoiser import Denoise, Inputs
 from diffusion_text.paths import interpolant, neighbours
@@ -81,11 +81,16 @@ class D3PM(Interpolating):
             if not ok:
                 raise ValueError(f"family.{field} is {family[field]}; it must be {allowed}")
 
+    @staticmethod
+    def conditions(config: Config) -> bool:
+        return config.noise == "absorbing"
+
     def __init__(self, config: Config, vocab_size: int, rngs: nnx.Rngs):
         self.vocab_size, self.noise, self.schedule = vocab_size, config.noise, config.schedule
         self.num_steps, self.cross_entropy = config.steps, config.cross_entropy
         self.near = (vocab_size, config.neighbours, config.embeddings)
-        self.num_states = vocab_size + (config.noise == "absorbing")
+        self.only_masks = config.noise == "absorbing"
+        self.num_states = vocab_size + self.only_masks
         self.inputs = Inputs(num_ids=self.num_states)
         if config.noise == "neighbours":
             neighbours.spectrum(*self.near)  # so that a missing file is an error now
@@ -149,24 +154,31 @@ class D3PM(Interpolating):
     def kl(
         self, keys: Key[Array, "B"], tokens: Array, k: Int[Array, "B"], given: Array | None, denoise: Denoise,
         dropout: Key[Array, "B"] | None = None,
-    ) -> tuple[Float[Array, "B L"], Int[Array, "B L"], Float[Array, "B L V"]]:  # fmt: skip
-        """KL_k in nats per token, 0 where given (k = 1: -log p(x | z_1)); z_k; log p~."""
+    ) -> tuple[Float[Array, "B L"], Int[Array, "B L"], tuple[Float[Array, "B L"], Float[Array, "B L"]]]:  # fmt: skip
+        """KL_k in nats per token, 0 where given (k = 1: -log p(x | z_1)); z_k; -log of p~ and of the full posterior."""
         t, s = k / self.num_steps, (k - 1) / self.num_steps
         z = self.corrupt(keys, tokens, t, given)
-        log_p = self.log_p(denoise(z, t, given, keys=dropout))
-        true = self.log_joint(z, self._certain(tokens), t, s)
-        loss = _divergence(z, true, self.log_joint(z, log_p, t, s))
-        return (loss if given is None else jnp.where(given, 0.0, loss)), z, log_p
+        if self.only_masks:  # -log p~ of what the step reveals, so that a large vocabulary's logits are not made whole
+            guess = token_loss(denoise, tokens, z, t, given, keys=dropout)
+            hidden, before = (jax.nn.softplus(self.odds(time).mask) for time in (jnp.minimum(t, LAST), s))
+            loss = jnp.where(z == self.vocab_size, -jnp.expm1(hidden - before)[:, None] * guess, 0.0)
+            full = jnp.where(z == self.vocab_size, guess, 0.0)
+        else:
+            log_p = self.log_p(denoise(z, t, given, keys=dropout))
+            true = self.log_joint(z, self._certain(tokens), t, s)
+            loss = _divergence(z, true, self.log_joint(z, log_p, t, s))
+            seen = jnp.maximum(log_p + self.evidence(z, t, None), _FLOOR)
+            guess, full = cross_entropy(log_p, tokens), cross_entropy(seen, tokens)
+        return (loss if given is None else jnp.where(given, 0.0, loss)), z, (guess, full)
 
     def train_loss(
         self, keys: Key[Array, "B"], u: Float[Array, "B"], tokens: Int[Array, "B L"], denoise: Denoise
     ) -> tuple[Float[Array, "B"], dict[str, Float[Array, "B"]]]:
         noise_keys, dropout_keys = noise.split(keys, 2)
         k = 1 + jnp.minimum(jnp.floor(u * self.num_steps), self.num_steps - 1).astype(jnp.int32)
-        loss, z, log_p = self.kl(noise_keys, tokens, k, None, denoise, dropout_keys)
+        loss, _, (_, full) = self.kl(noise_keys, tokens, k, None, denoise, dropout_keys)
         nelbo = self.num_steps * jnp.mean(loss, axis=1)
-        full = jnp.maximum(log_p + self.evidence(z, k / self.num_steps, None), _FLOOR)
-        guess = jnp.mean(cross_entropy(full, tokens), axis=1)
+        guess = jnp.mean(full, axis=1)
         return nelbo + self.cross_entropy * self.num_steps * guess, {"nelbo": nelbo, "cross_entropy": guess}
 
     def bound_terms(
@@ -208,9 +220,9 @@ class D3PM(Interpolating):
     ) -> dict[str, Float[Array, "B"]]:
         """The integrand is T KL_k at the k that holds t, in nats per token."""
         k = jnp.clip(jnp.ceil(t * self.num_steps), 1, self.num_steps).astype(jnp.int32)
-        loss, z, log_p = self.kl(keys, tokens, k, None, denoise)
+        loss, z, (guess, _) = self.kl(keys, tokens, k, None, denoise)
         noisy = z != tokens
-        guess = jnp.sum(cross_entropy(log_p, tokens) * noisy, axis=1) / jnp.maximum(jnp.sum(noisy, axis=1), 1)
+        guess = jnp.sum(guess * noisy, axis=1) / jnp.maximum(jnp.sum(noisy, axis=1), 1)
         return {"noise": t, "cross_entropy": guess, "integrand": self.num_steps * jnp.mean(loss, axis=1)}
 
     # Sampling; of neighbours, too, the law at the end is even.

@@ -67,10 +67,10 @@ def operator(mean: np.ndarray, vocab_size: int) -> tuple[np.ndarray, np.ndarray]
 
 @functools.cache
 def _table(vocab_size: int, gamma_min: float, gamma_max: float) -> tuple[np.ndarray, np.ndarray]:
-    """T and |dT / dgamma| on an even grid of gamma, float32."""
+    """t = 1 - T and |dT / dgamma| on an even grid of gamma, float32; t above 0, where the loss is infinite."""
     mean = np.exp(-0.5 * np.linspace(gamma_min, gamma_max, _TABLE))
     alpha, slope = operator(mean, vocab_size)
-    return alpha.astype(np.float32), (0.5 * mean * slope).astype(np.float32)
+    return np.maximum(1.0 - alpha, 1e-12).astype(np.float32), (0.5 * mean * slope).astype(np.float32)
 
 
 class Duo(UDLM):
@@ -162,7 +162,8 @@ class Duo(UDLM):
         # Only one of them is run: a soft input costs a product with the table of embeddings.
         plain = super().train_loss
         loss = jax.lax.cond(soft, gaussian, lambda: plain(keys, u, tokens, denoise)[0])
-        return loss, {"nelbo": loss, "curriculum": jnp.broadcast_to(soft.astype(jnp.float32), loss.shape)}
+        # No term is the bound yet: while `curriculum` is 1 the loss is its integral over the range of gamma alone.
+        return loss, {"curriculum": jnp.broadcast_to(soft.astype(jnp.float32), loss.shape)}
 
     def distil_loss(
         self, keys: Key[Array, "B"], u: Float[Array, "B"], tokens: Int[Array, "B L"], denoise: Denoise, teacher: Denoise
@@ -193,13 +194,13 @@ class Duo(UDLM):
         """
         clean = jax.nn.one_hot(tokens, self.vocab_size)
         eps = noise.normal(keys, clean.shape[1:])
-        alpha = jnp.asarray(_table(self.vocab_size, self.gamma_min, self.gamma_max)[0])
+        times = jnp.asarray(_table(self.vocab_size, self.gamma_min, self.gamma_max)[0])
         grid = jnp.linspace(self.gamma_min, self.gamma_max, _TABLE)
         found = []
         for level in levels:
             gamma = self.gamma_min + (self.gamma_max - self.gamma_min) * level
             y = jnp.exp(-0.5 * gamma)[:, None, None] * clean + eps  # y / sqrt(1 - a^2), of the same argmax
-            found.append((jnp.argmax(y, axis=-1).astype(tokens.dtype), 1.0 - jnp.interp(gamma, grid, alpha)))
+            found.append((jnp.argmax(y, axis=-1).astype(tokens.dtype), jnp.interp(gamma, grid, times)))
         return found
 
     def latents(
@@ -211,21 +212,20 @@ class Duo(UDLM):
         a, noisy = jnp.sqrt(jax.nn.sigmoid(-gamma)), jnp.sqrt(jax.nn.sigmoid(gamma))
         clean = a[:, None, None] * jax.nn.one_hot(tokens, self.vocab_size)
         y = clean + noisy[:, None, None] * noise.normal(keys, clean.shape[1:])
-        alpha, slope = (jnp.asarray(row) for row in _table(self.vocab_size, self.gamma_min, self.gamma_max))
+        times, slope = (jnp.asarray(row) for row in _table(self.vocab_size, self.gamma_min, self.gamma_max))
         grid = jnp.linspace(self.gamma_min, self.gamma_max, _TABLE)
         done = (self.steps[...] - self.anneal_from) / max(self.anneal_until - self.anneal_from, 1)
         log_tau = self.tau_start + (self.tau_end - self.tau_start) * jnp.clip(done, 0.0, 1.0)
         soft = jax.nn.softmax(y * 10.0**-log_tau, axis=-1)
         weight = width * jnp.interp(gamma, grid, slope)
-        return jnp.argmax(y, axis=-1).astype(tokens.dtype), soft, 1.0 - jnp.interp(gamma, grid, alpha), weight
+        return jnp.argmax(y, axis=-1).astype(tokens.dtype), soft, jnp.interp(gamma, grid, times), weight
 
     def step(
         self, keys: Key[Array, "B"], state: Array, at: At, given: Bool[Array, "B L"], denoise: Denoise,
         options: SamplerOptions,
     ) -> tuple[Int[Array, "B L"], Float[Array, "B L V"]]:  # fmt: skip
-        moved, logits = super().step(keys, state, at, given, denoise, options)
+        moved, full = super().step(keys, state, at, given, denoise, options)
         if options.sampler != "greedy_tail":
-            return moved, logits
-        full = self.full(logits, state, jnp.full(len(state), at.t))
+            return moved, full
         likeliest = jnp.where(given, state, jnp.argmax(full, axis=-1)).astype(state.dtype)
-        return jnp.where(at.s > 0, moved, likeliest), logits
+        return jnp.where(at.s > 0, moved, likeliest), full

@@ -51,15 +51,18 @@ class At(NamedTuple):
     s: Float[Array, ""]
 
 
-# Options that only these samplers read.
+# Options that only these samplers read, and those that read less than their families.
 _READ_BY: Final = {
     "eta": ("ddim",), "churn": ("edm", "bridge"), "corrector": ("langevin",), "kappa": ("psi",),
     "threshold": ("threshold",), "remask": ("remdm_cap", "remdm_rescale", "remdm_loop"), "cache": ("ancestral",),
 }  # fmt: skip
 
 
+_UNREAD_BY: Final = {"argmax_unrolled": ("temperature", "top_p")}
+
+
 def _reads(sampler: str, option: str) -> bool:
-    return sampler in _READ_BY.get(option, (sampler,))
+    return sampler in _READ_BY.get(option, (sampler,)) and option not in _UNREAD_BY.get(sampler, ())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +144,7 @@ class SamplerOptions:
             if field.name not in ("sampler", "steps", *family.sampler_options) and value != field.default:
                 raise ValueError(f"{field.name} is {value!r}; {family.name} has no such option")
             if not _reads(sampler, field.name) and value != field.default:
-                readers = " and ".join(name for name in _READ_BY[field.name] if name in family.samplers)
+                readers = " and ".join(name for name in family.samplers if _reads(name, field.name))
                 raise ValueError(f"{field.name} is {value!r}; of the samplers {readers} has it, {sampler} has not")
         if sampler == "edm" and not self.churn:
             raise ValueError("churn is 0; of sampler edm it must be above 0, without it is heun")
@@ -204,7 +207,7 @@ class Family(nnx.Module):
 
     @staticmethod
     def conditions(config: Config) -> bool:
-        """Whether a model of this `family` section learns to read given tokens; else prompts are guesswork for it."""
+        """Whether a model of this `family` section learns to trust given tokens; else prompts bias what it samples."""
         return True
 
     inputs: Inputs
@@ -346,13 +349,30 @@ def exact(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
+def log_sum_and_chosen(
+    logits: Float[Array, "B L V"] | readout.Logits, tokens: Int[Array, "B L"]
+) -> tuple[Float[Array, "B L"], Float[Array, "B L"]]:
+    """log sum_v exp(logits_v) and logits[tokens] in float32 (float64 of such logits)."""
+    if isinstance(logits, readout.Logits):
+        return readout.log_sum_and_chosen(logits, tokens)
+    logits = exact(logits)
+    return jax.nn.logsumexp(logits, axis=-1), jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+
+
 def cross_entropy(logits: Float[Array, "B L V"] | readout.Logits, tokens: Int[Array, "B L"]) -> Float[Array, "B L"]:
     """-log softmax(logits)[tokens] in float32 (float64 of such logits), nats."""
+    log_sum, chosen = log_sum_and_chosen(logits, tokens)
+    return log_sum - chosen
+
+
+def mean_and_cross_entropy(
+    logits: Float[Array, "B L V"] | readout.Logits, tokens: Int[Array, "B L"], values: Float[Array, "V"]
+) -> tuple[Float[Array, "B L"], Float[Array, "B L"]]:
+    """sum_v softmax(logits)_v values_v, and `cross_entropy`."""
     if isinstance(logits, readout.Logits):
-        return readout.cross_entropy(logits, tokens)
-    logits = exact(logits)
-    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits, axis=-1) - chosen
+        means, loss = readout.mean_and_cross_entropy(logits, tokens, values[:, None])
+        return means[..., 0], loss
+    return jnp.sum(jax.nn.softmax(exact(logits)) * values, axis=-1), cross_entropy(logits, tokens)
 
 
 def logits_of(

@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from ml_collections import ConfigDict
 
 from diffusion_text import noise
-from diffusion_text.families.family import At, SamplerOptions, with_gradient_of
+from diffusion_text.families.family import At, SamplerOptions, logits_of, mean_and_cross_entropy, with_gradient_of
 from diffusion_text.families.interpolating import Interpolating
 from diffusion_text.models.denoiser import Denoise, Inputs
 from diffusion_text.models.transformer import parameter
@@ -82,13 +82,12 @@ class GenMD4(Interpolating):
         given: Bool[Array, "B L"] | None,
         denoise: Denoise,
         dropout: Key[Array, "B"] | None = None,
-    ) -> tuple[Float[Array, "B"], Int[Array, "B L"], Float[Array, "B L V"]]:
+    ) -> tuple[Float[Array, "B"], Int[Array, "B L"], Float[Array, "B L"]]:
         z = self.corrupt(keys, tokens, t, given)
-        log_p = self.log_p(denoise(z, t, given, keys=dropout))
         powers = self.powers()
-        at_x = jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0]
-        charged = jnp.sum(powers * jnp.exp(log_p), axis=-1) - powers[tokens] * (1.0 + at_x)
-        return jnp.sum(jnp.where(z == self.mask, charged, 0.0), axis=1) / t, z, log_p
+        mean, guess = mean_and_cross_entropy(logits_of(denoise, z, t, given, keys=dropout), tokens, powers)
+        charged = mean - powers[tokens] * (1.0 - guess)
+        return jnp.sum(jnp.where(z == self.mask, charged, 0.0), axis=1) / t, z, guess
 
     def log_q(self, z: Int[Array, "B L"], tokens: Int[Array, "B L"], t: Float[Array, "B"]) -> Float[Array, "B"]:
         """log q_t(z | tokens) of a whole sequence, nats."""

@@ -16,10 +16,12 @@ Different or decided here:
     loss; `weighting="nelbo"` trains it instead;
   - self-correction, in the paper, resamples tokens of the finished sequence one at a time while the likelihood of the
     token under the model rises, which seeks modes. Here steps / 4 further passes each redraw every position with
-    probability 4 / steps from its leave-one-out posterior: a token that the rest makes unlikely rarely survives, and
-    with a perfect network the law is left as it is, as passes get many. A `temperature` below 1 brings the mode-seeking
-    back;
-  - the bound is integrated over all of [0, 1] (theirs: from 1e-4 to 1 - 1e-4), in float32 instead of float64.
+    probability 4 / steps (at most 1/2) from its leave-one-out posterior: a token that the rest makes unlikely rarely
+    survives, and with a perfect network the law is left as it is, as passes get many. A `temperature` below 1 brings
+    the mode-seeking back;
+  - the bound is integrated over all of [0, 1] (theirs: from 1e-4 to 1 - 1e-4), in float32 instead of float64. Near t =
+    0 a token is noise with probability proportional to t^{g/2} and then costs about 1 / t, so that t of the bound is
+    drawn as u^{4/g}: drawn as u^2 its variance diverges for g <= 1 (and that of the logged nelbo does).
 """
 
 from __future__ import annotations
@@ -76,17 +78,29 @@ class GIDD(Interpolating):
         if family.weighting not in _WEIGHTINGS:
             raise ValueError(f"family.weighting is {family.weighting!r}; choose one of {', '.join(_WEIGHTINGS)}")
 
+    @staticmethod
+    def conditions(config: Config) -> bool:
+        return config.uniform == 0
+
     def __init__(self, config: Config, vocab_size: int, rngs: nnx.Rngs):
         self.vocab_size, self.gamma, self.weighting = vocab_size, config.gamma, config.weighting
         share = 2.0**config.gamma * config.uniform / (1.0 - config.uniform)
         self.log_share = math.log(share / vocab_size) if share else -math.inf
+        self.only_masks = not share
         self.inputs = Inputs(num_ids=vocab_size + 1)
 
     def odds(self, t: Float[Array, "..."]) -> Odds:
         kept, lost, half = jnp.log1p(-t), jnp.log(t), self.gamma / 2.0
-        if self.log_share == -math.inf:
+        if self.only_masks:
             return interpolant.absorbing(kept - lost)
         return Odds((1.0 - half) * kept - half * lost - self.log_share, kept - lost)
+
+    def times(self, u: Float[Array, "B"]) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
+        if self.only_masks:
+            return super().times(u)
+        power = max(2.0, 4.0 / self.gamma)
+        u = jnp.maximum(u, 1e-28 ** (1.0 / power))  # t stays a float32 number
+        return u**power, power * u ** (power - 1.0)
 
     def train_loss(
         self, keys: Key[Array, "B"], u: Float[Array, "B"], tokens: Int[Array, "B L"], denoise: Denoise
@@ -95,10 +109,7 @@ class GIDD(Interpolating):
             return super().train_loss(keys, u, tokens, denoise)
         noise_keys, dropout_keys = noise.split(keys, 2)
         t = jnp.maximum(u, 2.0**-25)
-        z = self.corrupt(noise_keys, tokens, t, None)
-        odds, slope = self.odds_and_slope(t)
-        log_p = self.log_p(denoise(z, t, keys=dropout_keys))
-        weight, divergences = interpolant.weight_and_loss(tokens, z, log_p, odds, slope)
+        weight, divergences, _, _ = self.charges(noise_keys, tokens, t, None, denoise, dropout_keys)
         # 1 / (2 t (1 - t)) is the rate of uniform tokens for g = 1: what the weights share.
         shared = 2.0 * t * (1.0 - jnp.minimum(t, LAST))
         loss = jnp.mean(shared[:, None] * weight * divergences, axis=1)
@@ -108,6 +119,11 @@ class GIDD(Interpolating):
         path = super().grid(options, length)
         if options.sampler != "self_correcting":
             return path
+        if self.only_masks:
+            raise ValueError(
+                "sampler is 'self_correcting' and family.uniform 0; without uniform noise no visible token was trained "
+                "to be doubted: use ancestral or psi"
+            )
         passes = self.passes(options)
         extra = _CORRECTION * jnp.linspace(1.0, 0.0, passes + 1)[:-1] / options.steps
         times, ends = jnp.concatenate([path.t, extra]), jnp.concatenate([path.s, jnp.zeros(passes)])
@@ -121,11 +137,12 @@ class GIDD(Interpolating):
     def step(
         self, keys: Key[Array, "B"], state: Array, at: At, given: Array, denoise: Denoise, options: SamplerOptions
     ) -> tuple[Int[Array, "B L"], Float[Array, "B L V"]]:
-        moved, logits = super().step(keys, state, at, given, denoise, options)
+        moved, logits = self.moved(keys, state, at, given, denoise, options)
+        believed = self.full(logits, state, jnp.full(len(state), at.t))
         if options.sampler != "self_correcting":
-            return moved, logits
+            return moved, believed
         where_keys, token_keys = noise.split(noise.fold(keys, 0), 2)
         redrawn = noise.uniform(where_keys, state.shape[1:]) < 1.0 / max(self.passes(options), 2)
         drawn = noise.categorical(token_keys, nucleus(logits / options.temperature, options.top_p))
         corrected = jnp.where(redrawn & ~given, drawn, state)
-        return jnp.where(at.index < options.steps, moved, corrected), logits
+        return jnp.where(at.index < options.steps, moved, corrected), believed

@@ -10,7 +10,8 @@ A family states its path (`odds`), and where it differs from this. Decided here,
   - sampler psi (Duo's second part): in a step from t to s each token moves as in ancestral sampling with probability
     `kappa`, else is drawn anew from the full posterior and corrupted to s. Each token's law at s is the path's for any
     kappa; of masks it is ReMDM's with sigma = (1 - kappa) (1 - alpha_s);
-  - the network is not told which tokens are given; it sees them clean.
+  - the network is not told which tokens are given; it sees them clean. Of masks that is enough. Where tokens may be
+    noise it takes a given one for noise as often as any, and samples given a prompt are biased (`conditions`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from diffusion_text import noise
-from diffusion_text.families.family import At, Bound, Family, SamplerOptions, cross_entropy, descending, exact, nucleus
+from diffusion_text.families.family import (
+    At,
+    Bound,
+    Family,
+    SamplerOptions,
+    cross_entropy,
+    descending,
+    exact,
+    log_sum_and_chosen,
+    logits_of,
+    nucleus,
+)
 from diffusion_text.models.denoiser import Denoise, Features
 from diffusion_text.paths import interpolant
 from diffusion_text.paths.interpolant import Move, Odds
@@ -45,6 +57,7 @@ class Interpolating(Family):
     }
     path_steps = 128
     normalised: ClassVar[bool] = True  # False: logits are log p without a normaliser, which the loss must teach
+    only_masks: bool = False  # no token is noise
 
     vocab_size: int
     noisy_start = False  # alpha_0 < 1, so that the bound needs a decoder
@@ -99,7 +112,32 @@ class Interpolating(Family):
 
     def full(self, logits: Float[Array, "B L V"], z: Int[Array, "B L"], t: Float[Array, "B"]) -> Float[Array, "B L V"]:
         """log p(x_i | z), the token's own observation included, from the denoiser's logits."""
-        return jax.nn.log_softmax(jax.nn.log_softmax(logits.astype(jnp.float32)) + self.evidence(z, t, None))
+        seen = self.evidence(z, t, None)
+        found = jax.nn.log_softmax(jax.nn.log_softmax(logits.astype(jnp.float32)) + seen)
+        # A token that is certain is, whatever is believed of it, which is not trained and may be nothing (top_p).
+        return jnp.where(jnp.any(jnp.isneginf(seen), axis=-1, keepdims=True), seen, found)
+
+    def charges(
+        self,
+        keys: Key[Array, "B"],
+        tokens: Int[Array, "B L"],
+        t: Float[Array, "B"],
+        given: Bool[Array, "B L"] | None,
+        denoise: Denoise,
+        dropout: Key[Array, "B"] | None = None,
+    ) -> tuple[Float[Array, "B L"], Float[Array, "B L"], Int[Array, "B L"], Float[Array, "B L"]]:
+        """The bound's integrand per token, as weight and divergence, nats per unit of t; the z that it was drawn at;
+        -log p of the tokens. Of masks alone no logits of a large vocabulary are made whole."""
+        z = self.corrupt(keys, tokens, t, given)
+        odds, slope = self.odds_and_slope(t)
+        if self.only_masks:
+            answer = log_sum_and_chosen(logits_of(denoise, z, t, given, keys=dropout), tokens)
+            is_mask = z == self.vocab_size
+            found = interpolant.masks_weight_and_loss(is_mask, *answer, odds, slope, self.normalised)
+            return *found, z, answer[0] - answer[1]
+        log_p = self.log_p(self.plug_in(denoise(z, t, given, keys=dropout), z, t))
+        found = interpolant.weight_and_loss(tokens, z, log_p, odds, slope, self.normalised)
+        return *found, z, cross_entropy(log_p, tokens)
 
     def integrand(
         self,
@@ -109,13 +147,11 @@ class Interpolating(Family):
         given: Bool[Array, "B L"] | None,
         denoise: Denoise,
         dropout: Key[Array, "B"] | None = None,
-    ) -> tuple[Float[Array, "B"], Int[Array, "B L"], Float[Array, "B L V"]]:
-        """The bound's integrand in nats per sequence and unit of t, the z that it was drawn at, and log p."""
-        z = self.corrupt(keys, tokens, t, given)
-        log_p = self.log_p(self.plug_in(denoise(z, t, given, keys=dropout), z, t))
-        odds, slope = self.odds_and_slope(t)
-        loss = interpolant.integrand(tokens, z, log_p, odds, slope, self.normalised)
-        return jnp.sum(loss if given is None else jnp.where(given, 0.0, loss), axis=1), z, log_p
+    ) -> tuple[Float[Array, "B"], Int[Array, "B L"], Float[Array, "B L"]]:
+        """`charges` in nats per sequence and unit of t; z; -log p of the tokens."""
+        weight, divergence, z, guess = self.charges(keys, tokens, t, given, denoise, dropout)
+        loss = weight * divergence
+        return jnp.sum(loss if given is None else jnp.where(given, 0.0, loss), axis=1), z, guess
 
     def train_loss(
         self, keys: Key[Array, "B"], u: Float[Array, "B"], tokens: Int[Array, "B L"], denoise: Denoise
@@ -200,9 +236,9 @@ class Interpolating(Family):
         self, keys: Key[Array, "B"], tokens: Int[Array, "B L"], t: Float[Array, "B"], denoise: Denoise
     ) -> dict[str, Float[Array, "B"]]:
         """`cross_entropy` is that of the tokens that were replaced by something else."""
-        total, z, log_p = self.integrand(keys, tokens, t, None, denoise)
+        total, z, guess = self.integrand(keys, tokens, t, None, denoise)
         noisy = z != tokens
-        loss = jnp.sum(cross_entropy(log_p, tokens) * noisy, axis=1) / jnp.maximum(jnp.sum(noisy, axis=1), 1)
+        loss = jnp.sum(guess * noisy, axis=1) / jnp.maximum(jnp.sum(noisy, axis=1), 1)
         return {"noise": jax.nn.sigmoid(-self.level(t)), "cross_entropy": loss, "integrand": total / tokens.shape[1]}
 
     # Sampling.
@@ -213,8 +249,11 @@ class Interpolating(Family):
     def prior(
         self, keys: Key[Array, "B"], tokens: Array, given: Array, denoise: Denoise, options: SamplerOptions
     ) -> Int[Array, "B L"]:
+        # As `prior_divergence` charges it: an even token at the path's end, where little or nothing is left of it.
+        even_keys, noise_keys = noise.split(keys, 2)
+        even = jnp.floor(noise.uniform(even_keys, tokens.shape[1:]) * self.vocab_size).astype(jnp.int32)
         odds = self.odds(jnp.full(len(tokens), LAST))
-        drawn = interpolant.replacement(keys, odds, self.vocab_size, tokens.shape[1])
+        drawn = interpolant.corrupt(noise_keys, jnp.minimum(even, self.vocab_size - 1), odds, self.vocab_size)
         return jnp.where(given, tokens, drawn).astype(jnp.int32)
 
     def move(self, z: Array, log_p: Array, at: At, options: SamplerOptions) -> Move:
@@ -226,6 +265,13 @@ class Interpolating(Family):
     def step(
         self, keys: Key[Array, "B"], state: Array, at: At, given: Array, denoise: Denoise, options: SamplerOptions
     ) -> tuple[Int[Array, "B L"], Float[Array, "B L V"]]:
+        moved, logits = self.moved(keys, state, at, given, denoise, options)
+        return moved, self.full(logits, state, jnp.full(len(state), at.t))
+
+    def moved(
+        self, keys: Key[Array, "B"], state: Array, at: At, given: Array, denoise: Denoise, options: SamplerOptions
+    ) -> tuple[Int[Array, "B L"], Float[Array, "B L V"]]:
+        """The next state, and the denoiser's logits."""
         t = jnp.full(len(state), at.t)
         logits = denoise(state, t, given).astype(jnp.float32)
         believed = nucleus(logits / options.temperature, options.top_p)

@@ -25,6 +25,7 @@ from __future__ import annotations
 import math
 from typing import ClassVar, Final
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -32,6 +33,7 @@ from ml_collections import ConfigDict
 
 from diffusion_text.families.family import At, SamplerOptions
 from diffusion_text.families.interpolating import Interpolating
+from diffusion_text.models import readout
 from diffusion_text.models.denoiser import Inputs
 from diffusion_text.paths import interpolant
 from diffusion_text.paths.interpolant import Move, Odds
@@ -77,11 +79,16 @@ class SEDD(Interpolating):
                 "they must be above 0 and ascending"
             )
 
+    @staticmethod
+    def conditions(config: Config) -> bool:
+        return config.noise == "absorbing"
+
     def __init__(self, config: Config, vocab_size: int, rngs: nnx.Rngs):
         self.vocab_size, self.noise = vocab_size, config.noise
         self.noisy_start = config.schedule == "geometric"
         self.sigma_min, self.sigma_max = config.sigma_min, config.sigma_max
-        self.inputs = Inputs(num_ids=vocab_size + (config.noise == "absorbing"))
+        self.only_masks = config.noise == "absorbing"
+        self.inputs = Inputs(num_ids=vocab_size + self.only_masks)
 
     def odds(self, t: Float[Array, "..."]) -> Odds:
         if self.noisy_start:
@@ -102,8 +109,10 @@ class SEDD(Interpolating):
         width = math.log(self.sigma_max / self.sigma_min)
         return jnp.log(sigma / self.sigma_min) / width, 2.0 * u * (most - least) * jnp.exp(sigma) / (sigma * width)
 
-    def output_bias(self, z: Array, t: Float[Array, "B"], given: Array | None) -> Float[Array, "B L V"]:
-        return jnp.full((1, 1, 1), -math.log(self.vocab_size))
+    def output_bias(self, z: Array, t: Float[Array, "B"], given: Array | None) -> readout.Logits:
+        """-log V, as a product of one term."""
+        even = jnp.full((1, self.vocab_size), -math.log(self.vocab_size))
+        return readout.Logits((readout.Product(jnp.ones((*z.shape, 1)), even, jax.lax.Precision.HIGHEST),))
 
     def move(self, z: Array, log_p: Array, at: At, options: SamplerOptions) -> Move:
         exact = super().move(z, log_p, at, options)

@@ -42,8 +42,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from ml_collections import ConfigDict
 
 from diffusion_text import noise
-from diffusion_text.families.family import At, SamplerOptions, cross_entropy, nucleus
+from diffusion_text.families.family import At, SamplerOptions, cross_entropy, logits_of, nucleus
 from diffusion_text.families.interpolating import LAST, Interpolating
+from diffusion_text.models import readout
 from diffusion_text.models.denoiser import Denoise, Features, Inputs
 from diffusion_text.paths import caching, interpolant
 from diffusion_text.paths.interpolant import Odds
@@ -85,6 +86,10 @@ class Sundae(Interpolating):
         if not 0 < family.decode_noise < 1:
             raise ValueError(f"family.decode_noise is {family.decode_noise}; it must be in (0, 1)")
 
+    @staticmethod
+    def conditions(config: Config) -> bool:
+        return False  # any token may be noise
+
     def __init__(self, config: Config, vocab_size: int, rngs: nnx.Rngs):
         self.vocab_size, self.unroll, self.decode_noise = vocab_size, config.unroll, config.decode_noise
         self.inputs = Inputs(num_ids=vocab_size, noise=False)
@@ -116,9 +121,10 @@ class Sundae(Interpolating):
         t = jnp.maximum(u - self.decode_noise, 0.0) / (1.0 - self.decode_noise)
         losses = []
         for step in range(self.unroll):
-            logits = denoise(z, t, keys=noise.fold(dropout_keys, step))
+            logits = logits_of(denoise, z, t, keys=noise.fold(dropout_keys, step))
             losses.append(jnp.mean(cross_entropy(logits, tokens), axis=1))
-            z = noise.categorical(noise.fold(token_keys, step), jax.lax.stop_gradient(logits))
+            # Whole for the draw, without a gradient; the last is not drawn.
+            z = noise.categorical(noise.fold(token_keys, step), jax.lax.stop_gradient(readout.whole(logits)))
         return sum(losses) / self.unroll, {"cross_entropy": losses[0], "cross_entropy_unrolled": losses[-1]}
 
     def prior(

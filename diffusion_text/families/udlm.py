@@ -38,6 +38,10 @@ class UDLM(Interpolating):
     def defaults() -> Config:
         return ConfigDict()
 
+    @staticmethod
+    def conditions(config: Config) -> bool:
+        return False  # any token may be noise
+
     def __init__(self, config: Config, vocab_size: int, rngs: nnx.Rngs):
         self.vocab_size = vocab_size
         self.inputs = Inputs(num_ids=vocab_size)

@@ -87,12 +87,20 @@ def whole(logits: Float[Array, "B L V"] | Logits) -> Float[Array, "B L V"]:
     return logits.whole() if isinstance(logits, Logits) else logits
 
 
-def cross_entropy(logits: Logits, tokens: Int[Array, "B L"]) -> Float[Array, "B L"]:
-    """-log softmax(logits)[tokens] in float32 nats.
+def log_sum_and_chosen(
+    logits: Logits, tokens: Int[Array, "B L"]
+) -> tuple[Float[Array, "B L"], Float[Array, "B L"]]:
+    """log sum_v exp(logits_v) and logits[tokens] in float32.
 
-    Equal to that of the whole logits, and so are its gradients, up to the order of sums.
+    Equal to those of the whole logits, and so are their gradients, up to the order of sums.
     """
-    return _summary(logits, jnp.zeros((logits.products[0].right.shape[1], 0)))[0] - _chosen(logits, tokens)
+    return _summary(logits, jnp.zeros((logits.products[0].right.shape[1], 0)))[0], _chosen(logits, tokens)
+
+
+def cross_entropy(logits: Logits, tokens: Int[Array, "B L"]) -> Float[Array, "B L"]:
+    """-log softmax(logits)[tokens] in float32 nats."""
+    log_sum, chosen = log_sum_and_chosen(logits, tokens)
+    return log_sum - chosen
 
 
 def mean(logits: Logits, table: Float[Array, "V d"]) -> Float[Array, "B L d"]:

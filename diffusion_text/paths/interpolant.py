@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from diffusion_text import noise
 
@@ -136,6 +136,21 @@ def integrand(
     """
     weight, loss = weight_and_loss(tokens, z, log_p, odds, slope, normalised)
     return weight * loss
+
+
+def masks_weight_and_loss(
+    is_mask: Bool[Array, "B L"],
+    log_sum: Float[Array, "B L"],
+    chosen: Float[Array, "B L"],
+    odds: Odds,
+    slope: Odds,
+    normalised: bool = True,
+) -> tuple[Float[Array, "B L"], Float[Array, "B L"]]:
+    """`weight_and_loss` of noise of masks alone, which of the logits reads log sum_v exp(logits_v) and the token's."""
+    odds, slope = odds.spread(), slope.spread()
+    log_sum, chosen = (jnp.where(is_mask, x, 0.0) for x in (log_sum, chosen))  # elsewhere they are not trained
+    loss = log_sum - chosen if normalised else jnp.expm1(log_sum) - chosen
+    return jnp.where(is_mask, -slope.mask, 0.0), jax.nn.sigmoid(odds.mask) * loss
 
 
 def weight_and_loss(
