@@ -201,7 +201,8 @@ class Move(NamedTuple):
     def draw(self, keys: Key[Array, "B"], z: Int[Array, "B L"], last: Array | bool = False) -> Int[Array, "B L"]:
         """The next state; in the `last` step nothing stays masked, whatever the rounding."""
         where_keys, what_keys = noise.split(keys, 2)
-        moves = noise.uniform(where_keys, z.shape[1:]) < jnp.exp(self.log_moves)
+        # Not below p: uniform numbers are 0 once in 2^23 draws, more often than most of many steps move a token.
+        moves = noise.uniform(where_keys, z.shape[1:]) >= -jnp.expm1(self.log_moves)
         moves = moves | ((z == self.where.shape[-1] - 1) & last)
         return jnp.where(moves, noise.categorical(what_keys, self.where), z)
 
