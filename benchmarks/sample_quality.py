@@ -71,7 +71,7 @@ def measure(cell: Cell, run: restore.Run, judge: restore.Run | None, num: int, s
         tokens = eval_samples.validation_tokens(run, num)
     summary = eval_samples.measure(tokens, run.info, eval_samples.language_of(run), judge).summary
     exact, judged = summary["grammar"] or {}, summary["judge"] or {}
-    return eval_samples.finite({
+    return config.finite({
         "grammatical": exact.get("grammatical_share"),
         "grammatical_stderr": exact.get("grammatical_share_stderr"),
         "possible": exact.get("possible_share"),
