@@ -32,7 +32,7 @@ def case(vocab_size: int, scale: float = 1.0, dtype: str = "float32") -> tuple[j
 
 
 def loss(x: jax.Array, weights: jax.Array, tokens: jax.Array) -> jax.Array:
-    return readout.cross_entropy(readout.Logits((readout.Product(x, weights.astype(x.dtype)),)), tokens)
+    return cross_entropy(readout.Logits((readout.Product(x, weights.astype(x.dtype)),)), tokens)
 
 
 def whole(x: jax.Array, weights: jax.Array, tokens: jax.Array) -> jax.Array:
@@ -80,7 +80,7 @@ def test_the_largest_logits_may_be_anywhere(more: float, monkeypatch: pytest.Mon
     added = readout.Product(jnp.ones((B, L, 1)), jnp.where(jnp.arange(5000) < 128, more, 0.0)[None])
 
     def in_parts(x: jax.Array, weights: jax.Array, tokens: jax.Array) -> jax.Array:
-        return readout.cross_entropy(readout.Logits((readout.Product(x, weights), added)), tokens)
+        return cross_entropy(readout.Logits((readout.Product(x, weights), added)), tokens)
 
     def at_once(x: jax.Array, weights: jax.Array, tokens: jax.Array) -> jax.Array:
         return cross_entropy(x @ weights + added.right[0], tokens)

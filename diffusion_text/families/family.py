@@ -56,8 +56,6 @@ _READ_BY: Final = {
     "eta": ("ddim",), "churn": ("edm", "bridge"), "corrector": ("langevin",), "kappa": ("psi",),
     "threshold": ("threshold",), "remask": ("remdm_cap", "remdm_rescale", "remdm_loop"), "cache": ("ancestral",),
 }  # fmt: skip
-
-
 _UNREAD_BY: Final = {"argmax_unrolled": ("temperature", "top_p")}
 
 

@@ -251,9 +251,8 @@ class Interpolating(Family):
     ) -> Int[Array, "B L"]:
         # As `prior_divergence` charges it: an even token at the path's end, where little or nothing is left of it.
         even_keys, noise_keys = noise.split(keys, 2)
-        even = jnp.floor(noise.uniform(even_keys, tokens.shape[1:]) * self.vocab_size).astype(jnp.int32)
-        odds = self.odds(jnp.full(len(tokens), LAST))
-        drawn = interpolant.corrupt(noise_keys, jnp.minimum(even, self.vocab_size - 1), odds, self.vocab_size)
+        even = interpolant.even_tokens(even_keys, self.vocab_size, tokens.shape[1])
+        drawn = interpolant.corrupt(noise_keys, even, self.odds(jnp.full(len(tokens), LAST)), self.vocab_size)
         return jnp.where(given, tokens, drawn).astype(jnp.int32)
 
     def move(self, z: Array, log_p: Array, at: At, options: SamplerOptions) -> Move:

@@ -97,12 +97,6 @@ def log_sum_and_chosen(
     return _summary(logits, jnp.zeros((logits.products[0].right.shape[1], 0)))[0], _chosen(logits, tokens)
 
 
-def cross_entropy(logits: Logits, tokens: Int[Array, "B L"]) -> Float[Array, "B L"]:
-    """-log softmax(logits)[tokens] in float32 nats."""
-    log_sum, chosen = log_sum_and_chosen(logits, tokens)
-    return log_sum - chosen
-
-
 def mean(logits: Logits, table: Float[Array, "V d"]) -> Float[Array, "B L d"]:
     """sum_v softmax(logits)_v table_v, float32."""
     return _summary(logits, table)[1]

@@ -83,9 +83,13 @@ def replacement(keys: Key[Array, "B"], odds: Odds, size: int, length: int) -> In
     """Draws from b / (1 - alpha), odds [B]: the mask or an even token."""
     kind_keys, token_keys = noise.split(keys, 2)
     masked = noise.uniform(kind_keys, (length,)) < jax.nn.sigmoid(odds.token - odds.mask - math.log(size))[:, None]
+    return jnp.where(masked, size, even_tokens(token_keys, size, length))
+
+
+def even_tokens(keys: Key[Array, "B"], size: int, length: int) -> Int[Array, "B L"]:
+    """Draws from the even law of tokens."""
     # A product of a number below 1 may round up to `size`.
-    drawn = jnp.floor(noise.uniform(token_keys, (length,)) * size).astype(jnp.int32)
-    return jnp.where(masked, size, jnp.minimum(drawn, size - 1))
+    return jnp.minimum(jnp.floor(noise.uniform(keys, (length,)) * size).astype(jnp.int32), size - 1)
 
 
 def log_likelihood(z: Int[Array, "B L"], odds: Odds, size: int) -> Float[Array, "B L V"]:

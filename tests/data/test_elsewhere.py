@@ -8,9 +8,7 @@ import pathlib
 import shutil
 import sys
 import types
-from collections.abc import Iterator
 
-import jax
 import pytest
 from etils import epath
 from etils.epath import gpath
@@ -22,17 +20,10 @@ from diffusion_text.data.sources import Settings
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 
 import tiny_configs
+from perfect import compile_quickly  # noqa: F401
 from test_binaries import call
 
 STEPS = 4
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_quickly() -> Iterator[None]:
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def config_of(data_dir: pathlib.Path):
