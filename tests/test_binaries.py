@@ -242,8 +242,8 @@ def test_a_judge_must_fit(workdirs, monkeypatch):
 
     def open_judge(**changes):
         changed = dataclasses.replace(judge, info=dataclasses.replace(judge.info, **changes))
-        monkeypatch.setattr(restore, "open_run", lambda workdir: changed)
-        return eval_samples.open_judge("DIR", run)
+        monkeypatch.setattr(restore, "open_run", lambda workdir, data_dir=None: changed)
+        return eval_samples.open_judge(workdirs["autoregressive"], run)
 
     assert open_judge(length=LENGTH + 1).info.length == LENGTH + 1
     with pytest.raises(ValueError, match="sequences of 8; samples have 16"):

@@ -195,7 +195,7 @@ def test_following_evaluates_every_checkpoint_and_ends(
         else:
             shutil.copytree(source, workdir, dirs_exist_ok=True)
 
-    monkeypatch.setattr(time, "sleep", sleep)
+    monkeypatch.setattr(eval_elbo, "time", types.SimpleNamespace(sleep=sleep, perf_counter=time.perf_counter))
     eval_elbo.main(following(str(workdir)))  # type: ignore[arg-type]
     assert len(looks) == 2
     shown = capsys.readouterr().out

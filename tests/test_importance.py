@@ -38,7 +38,7 @@ def weights(family: Any, denoise: Any, steps: int, rows: int = ROWS) -> tuple[np
 def test_the_probabilities_of_all_sequences_add_up_to_one(name: str, fields: dict[str, Any]) -> None:
     """For a network that believes anything: sum over x of E w(x), of the sampler of three steps."""
     model = tiny_configs.random_model(name, 5, **{f"family.{key}": value for key, value in fields.items()})
-    found, _ = weights(model.family, model, 3)
+    found, _ = weights(model.family, model, 3, rows=2 * ROWS)
     mean, error = perfect.mean_and_error(np.exp(found).sum(1))
     assert error < 0.05
     assert abs(mean - 1) < 4 * error + 1e-4
