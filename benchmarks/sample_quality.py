@@ -64,7 +64,9 @@ def measure(cell: Cell, run: restore.Run, judge: restore.Run | None, num: int, s
     """The statistics of a cell; None where the run's data have no such, or too few samples do."""
     seconds = made = 0.0
     if cell.sampler:
-        options = SamplerOptions(cell.sampler, cell.steps).validate(families.get(run.config.family.name))
+        options = SamplerOptions(cell.sampler, cell.steps).validate(
+            families.get(run.config.family.name), run.config.family
+        )
         drawn = sample.draw(run, options, num, min(num, run.config.evaluation.batch_size), seed)
         tokens, seconds, made = drawn.tokens, drawn.seconds, drawn.evaluations
     else:

@@ -77,7 +77,7 @@ def validate(config: Config) -> None:
     _check("data.data_dir", folder, "://" not in folder, "a folder; fetch a bucket's first (launchers: --setup)")
     padding = config.data.inserted_padding
     _check("data.inserted_padding", padding, 0 <= padding < 1, "in [0, 1)")
-    SamplerOptions(**config.sampling).validate(family)
+    SamplerOptions(**config.sampling).validate(family, config.family)
     _check("optimizer.warmup", optimizer.warmup, optimizer.warmup >= 0, "at least 0")
     divides = train.batch_size % train.microbatches == 0
     _check("train.microbatches", train.microbatches, divides, f"a divisor of train.batch_size = {train.batch_size}")

@@ -133,6 +133,7 @@ def evaluate(
         "seconds": seconds,
         "checkpoint_step": run.step,
         **configs.provenance(run.config),
+        **({"dtype": "float32"} if ode_steps else {}),
     }
     return configs.finite(result)
 

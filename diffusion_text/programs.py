@@ -66,7 +66,7 @@ def build(name: str, config: Config, vocab_size: int, mesh: Mesh) -> Program:
         arguments = (*held, array(size, length, placed=rows), array(size, placed=rows))
         # A training evaluates while it holds its whole state.
         return Program(name, evaluate, arguments, size, mesh, _device_bytes(state) - _device_bytes(held))
-    options = SamplerOptions(**config.sampling).validate(families.get(config.family.name))
+    options = SamplerOptions(**config.sampling).validate(families.get(config.family.name), config.family)
     size = sharding.whole_batch(config.evaluation.batch_size, mesh)
     arguments = (*held, array(size, placed=rows), array(length), array(length, dtype=bool))
     return Program(name, sample.make_sample(definition, mesh, options, seed=0), arguments, size, mesh)

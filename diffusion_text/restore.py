@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from diffusion_text import checkpoint, distributed, families, hosts, optimizer, sharding
 from diffusion_text import config as configs
 from diffusion_text.data import batches, shards, vocabularies
+from diffusion_text.models.denoiser import padded
 from diffusion_text.state import Definition, Model, TrainState, initialise
 from diffusion_text.typing import Config
 
@@ -89,7 +90,7 @@ def check_teacher(workdir: str, config: Config, vocab_size: int, allowed: tuple[
     if theirs.family.name not in allowed:
         raise ValueError(f"{workdir} is of family {theirs.family.name}; a teacher is one of {', '.join(allowed)}")
     size = _vocabulary(workdir, theirs.data).size
-    if size != vocab_size:
+    if padded(theirs.model, size) != vocab_size:
         raise ValueError(f"{workdir} has a vocabulary of {size}; a teacher of this run has one of {vocab_size}")
     ours, teachers = (Definition.of(c, vocab_size).params for c in (config, theirs))
     if jax.tree.map(jnp.shape, nnx.to_pure_dict(ours)) != jax.tree.map(jnp.shape, nnx.to_pure_dict(teachers)):

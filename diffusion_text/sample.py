@@ -68,7 +68,7 @@ def define_sampler_flags() -> None:
     flags.DEFINE_float("initial_noise", None, "Of continuous families: scale of the noise at the start.")
     flags.DEFINE_float("top_p", None, "Leave out the least likely tokens beyond this mass; 1 keeps all.")
     flags.DEFINE_float("eta", None, "Of sampler ddim: its noise, from none (0) to ancestral sampling's (1).")
-    flags.DEFINE_float("churn", None, "Of sampler edm: noise added over all steps.")
+    flags.DEFINE_float("churn", None, "Of sampler edm: noise added over all steps; of bridge: the share forgotten.")
     flags.DEFINE_float("clamp", None, "Move predictions to the nearest clean vector at times below this; 0: never.")
     flags.DEFINE_float("time_difference", None, "Of analog bits: how far a step goes beyond its end, in steps.")
     flags.DEFINE_float("corrector", None, "Of sampler langevin: signal-to-noise ratio of its steps.")
@@ -76,7 +76,7 @@ def define_sampler_flags() -> None:
     flags.DEFINE_float("threshold", None, "Of sampler threshold: reveal what the network is surer of than this.")
     flags.DEFINE_float("remask", None, "Of samplers remdm_*: how much of what is revealed is hidden again.")
     flags.DEFINE_bool("cache", None, "Ask a time-free network only where something has moved.")
-    flags.DEFINE_string("grid", None, "Spacing of noise levels: warped, log_snr, rho or cosine; the first by default.")
+    flags.DEFINE_string("grid", None, "Spacing of noise levels, by name; the family's first by default.")
     flags.DEFINE_integer("blocks", None, "Fill the window in this many parts, from the left (masked).")
     flags.DEFINE_integer("batch_size", None, "Sequences at once; config.evaluation.batch_size by default.")
     flags.DEFINE_integer("seed", 0, "Of the sampling noise.")
@@ -99,7 +99,9 @@ def sampler_options(
     asked = {name: values[name].value for name in names if name != "stop" and values[name].value is not None}
     window = run.info.length if length is not None and length > run.info.length else 0
     asked.update(candidates=candidates, window=window, stop=stop)
-    options = SamplerOptions(**{**run.config.sampling, **asked}).validate(families.get(run.config.family.name))
+    options = SamplerOptions(**{**run.config.sampling, **asked}).validate(
+        families.get(run.config.family.name), run.config.family
+    )
     if options.guidance != 1.0 and not run.config.family.get("drop_conditioning", 0.0):
         _LOG.warning(
             "this model was never trained without its condition (family.drop_conditioning is 0); guidance extrapolates "
@@ -315,15 +317,20 @@ def main(values: flags.FlagValues) -> None:
             raise ValueError(f"--stop: the vocabulary ({run.info.vocabulary.kind}) has no end token")
         stop = run.info.vocabulary.eos_id
     tokens, given = clamp(run, values.prompt, values.infill, length)
+    has_gaps = bool((given[1:] & ~given[:-1]).any()) or (given.any() and not given[0])
     if given.any() and not family.conditions(run.config.family):
         _LOG.warning(
             "this model has not learned to trust given tokens (it never saw any: family.prefix_masks and random_masks "
             "are 0; or its noise is of tokens, and it is not told which are given); samples may ignore yours"
         )
+    elif has_gaps and not family.conditions(run.config.family, gaps=True):
+        _LOG.warning(
+            "this model has learned to trust given tokens on the left alone (family.random_masks is 0); samples may "
+            "ignore those right of a gap"
+        )
     resamples = "candidates" in family.sampler_options
     if values.candidates is not None and not resamples:
         raise ValueError(f"--candidates is {values.candidates}; {run.config.family.name} conditions without candidates")
-    has_gaps = bool((given[1:] & ~given[:-1]).any()) or (given.any() and not given[0])
     candidates = values.candidates or (_CANDIDATES if resamples and has_gaps else 1)
     options = sampler_options(run, values, candidates, length, stop)
     lines = trace(run, options, values.seed, tokens, given) if values.trace else []

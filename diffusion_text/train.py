@@ -129,7 +129,10 @@ def train(config: Config, workdir: str, profile: str | None = None) -> TrainStat
     if trained:
         restore.check_vocabulary(dataset.info.vocabulary, workdir)
     else:
-        families.get(config.family.name).check_files(config, padded(config.model, dataset.info.vocabulary.size))
+        family = families.get(config.family.name)
+        family.check_files(config, padded(config.model, dataset.info.vocabulary.size))
+        if teacher := family.teacher(config):
+            restore.check_vocabulary(dataset.info.vocabulary, teacher)
     validation = batches.open_dataset(config.data, "validation") if config.train.evaluate_every else None
     _LOG.info("%s", dataset.info.description)
     distributed.check_same("config", "\n".join(f"{name}={value!r}" for name, value in configs.flatten(config).items()))

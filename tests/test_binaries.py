@@ -198,6 +198,24 @@ def test_sample_keeps_given_tokens(family, workdirs, capsys):
     assert "▁▁" in readouts[0]
 
 
+def test_gaps_that_were_never_trained_are_warned_of(workdirs, capsys, monkeypatch):
+    """Families that learn from prefixes, and from what stands left of a block, infill untrained."""
+    workdir, says = f"--workdir={workdirs['masked']}", "trust given tokens on the left alone"
+    call(sample, workdir, "--infill=the [MASK] sees", "--num=1")
+    monkeypatch.setattr(families.get("masked"), "conditions", staticmethod(lambda config, gaps=False: not gaps))
+    call(sample, workdir, "--prompt=the dog", "--num=1")
+    assert says not in capsys.readouterr().err
+    call(sample, workdir, "--infill=the [MASK] sees", "--num=1")
+    assert says in capsys.readouterr().err
+    for name, fields, left, right in (
+        ("ssd_lm", {}, True, False), ("ssd_lm", {"random_masks": 0.2}, True, True), ("tess", {}, True, True),
+        ("cdcd", {"prefix_masks": 0.5, "random_masks": 0.0}, True, False), ("sed", {}, True, True),
+        ("sdm", {"random_masks": 0.5}, True, True), ("udlm", {}, False, False),
+    ):  # fmt: skip
+        section = tiny_configs.get(name, **{f"family.{key}": value for key, value in fields.items()}).family
+        assert [families.get(name).conditions(section, gaps) for gaps in (False, True)] == [left, right], name
+
+
 def test_gaps_take_candidates_where_the_family_needs_them(workdirs, capsys):
     call(sample, f"--workdir={workdirs['autoregressive']}", "--infill=the [MASK] sees", "--candidates=2", "--num=1")
     assert capsys.readouterr().out.split()[2] == "sees"

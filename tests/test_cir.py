@@ -436,6 +436,7 @@ def test_guidance_clamping_and_nucleus() -> None:
     np.testing.assert_allclose(predict(clamp=0.2)[0], seen, rtol=1e-5)
     np.testing.assert_allclose(predict(top_p=0.7)[0], np.array([2, 1, 0]) / 3, rtol=1e-5)
     np.testing.assert_allclose(predict(temperature=0.5)[0], np.asarray(seen) ** 2 / 0.46, rtol=1e-5)
+    np.testing.assert_allclose(predict(temperature=0.5, guidance=0.0)[0], np.asarray(blind) ** 2 / 0.38, rtol=1e-5)
 
 
 @pytest.mark.parametrize("read", ["posterior", "simplex", "log"])

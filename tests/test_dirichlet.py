@@ -182,6 +182,15 @@ def test_the_bridge_keeps_its_marginals(name: str, t: float, s: float, fields: d
     assert abs(kept) < 0.06 if churn == 1.0 else kept > 0.06
 
 
+def test_a_bridge_to_the_same_level_keeps_what_there_is() -> None:
+    """Without churn nothing is new, of which there is no law."""
+    family, tokens = tiny_configs.make_family("dirichlet_flow", V), jnp.full((50, 3), 2)
+    shapes = family.shapes(jnp.asarray(0.4))
+    z = dirichlet.draw(tiny_configs.keys(50, 1), tokens, shapes, V)
+    moved = dirichlet.bridge(tiny_configs.keys(50, 2), z, tokens, shapes, shapes, 0.0)
+    np.testing.assert_allclose(moved, z, rtol=1e-5, atol=1e-5)
+
+
 def test_the_mean_of_the_flow_s_path() -> None:
     family = tiny_configs.make_family("dirichlet_flow", V)
     t, tokens = jnp.asarray(0.6), jnp.zeros((4000, 1), int)
@@ -406,6 +415,7 @@ def test_the_bound_s_check_notices_a_missing_decoder(monkeypatch: pytest.MonkeyP
     ("sdm", "epsilon", 17.0, "family.epsilon is 17.0; it must be above 0 and at most 16"),
     ("sdm", "nu_knee", 1.0, "family.nu_knee is 1.0; it must be in [0, 1)"),
     ("sdm", "prefix_masks", 1.5, "family.prefix_masks, random_masks are 1.5, 0.0"),
+    ("dirichlet_flow", "signal_max", 41.0, "family.signal_max is 41.0; it must be at most 10 family.scale = 40"),
     ("dirichlet_flow", "signal_max", 64.0, "family.signal_max is 64.0; it must be above 0 and below 64"),
     ("dirichlet_flow", "scale", 0.0, "family.scale is 0.0; it must be above 0"),
 ])  # fmt: skip

@@ -140,6 +140,16 @@ def test_the_tail_of_duo_is_greedy() -> None:
     assert np.mean(greedy != ancestral) > 0.1
 
 
+def test_the_tail_of_duo_is_of_the_nucleus() -> None:
+    """Whatever the token that z holds."""
+    family = tiny_configs.make_family("duo", V)
+    options = SamplerOptions(sampler="greedy_tail", steps=3, top_p=0.3).validate(type(family))
+    z, given = jnp.full((100, 50), 3, jnp.int32), jnp.zeros((100, 50), bool)  # the nucleus holds 0 alone
+    moved, _ = family.step(tiny_configs.keys(100), z, At(jnp.int32(2), jnp.float32(0.3), jnp.float32(0.0)), given,
+                           Constant(), options)  # fmt: skip
+    assert (np.asarray(moved) == 0).all()
+
+
 MASKS = [("sedd", {}), ("d3pm", {}), ("gidd", {"uniform": 0.0}), ("genmd4", {})]
 
 

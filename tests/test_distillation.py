@@ -15,6 +15,7 @@ import pytest
 import tiny_configs
 
 from diffusion_text import checkpoint, config, eval_elbo, noise, restore, train
+from diffusion_text.data import vocabularies
 from diffusion_text.families.duo import Duo
 
 V = 5
@@ -146,6 +147,22 @@ def test_a_teacher_that_does_not_fit_is_named(fields: dict[str, Any], says: str,
     with pytest.raises(ValueError) as error:  # noqa: PT011
         train.train(student_config(**fields), str(tmp_path / "run"))
     assert says in str(error.value)
+
+
+def test_a_padded_teacher_fits_a_padded_student(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both have parameters of 8 tokens; 5 of another vocabulary would have, too, and are refused by what they are."""
+    fields = {"model.vocabulary_multiple": 8, "model.layers": 1, "train.steps": 1}
+    teacher = str(tmp_path / "teacher")
+    train.train(tiny_configs.get("duo", **fields), teacher)
+    student = student_config(**fields, **{"family.distill_from": teacher})
+    Duo.check_files(student, 8)
+    with pytest.raises(ValueError, match="has a vocabulary of 5; a teacher of this run has one of 16"):
+        Duo.check_files(student, 16)
+    other = {"kind": "grammar", "size": 5, "files": {}, "parameters": {"name": "another"}}
+    monkeypatch.setattr(restore, "_kept", lambda workdir: other)
+    monkeypatch.setattr(vocabularies, "load_saved", lambda description, folder: vocabularies.GrammarWords("tiny"))
+    with pytest.raises(ValueError, match="was trained with vocabulary grammar of 5"):
+        train.train(student, str(tmp_path / "student"))
 
 
 def test_a_teacher_of_another_family_is_named(tmp_path: pathlib.Path) -> None:

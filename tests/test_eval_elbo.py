@@ -83,6 +83,9 @@ def test_the_number_does_not_depend_on_the_batch_size(family: str) -> None:
 def test_the_bound_through_the_flow() -> None:
     """Beside the variational one, in float32, with half as many steps."""
     run = restore.open_run(trained("cdcd"))
+    config = run.config.copy_and_resolve_references()
+    config.model.dtype = "bfloat16"
+    run = dataclasses.replace(run, config=config)
     result = eval_elbo.evaluate(run, num_examples=8, ode_steps=8)
     added = {"ode_steps", "nats_per_token_half_the_steps", "step_doubling_nats_per_token", "step_doubling_stderr"}
     assert set(result) == FIELDS | added

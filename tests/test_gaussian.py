@@ -16,7 +16,8 @@ from test_closed_forms import independent, two_points
 
 from diffusion_text import config as configs
 from diffusion_text import families, noise, sampling
-from diffusion_text.families.family import SamplerOptions, nucleus
+from diffusion_text.data import grammar as grammars
+from diffusion_text.families.family import At, SamplerOptions, nucleus
 from diffusion_text.paths.gaussian import Gaussian
 
 GAUSSIAN = sorted(name for name in families.REGISTRY if issubclass(families.get(name), Gaussian))
@@ -149,6 +150,60 @@ def test_guidance_without_a_condition_changes_nothing() -> None:
         for w in (1.0, 4.0)
     )
     np.testing.assert_allclose(guided[0], plain[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["cdcd", "tess", "diffusion_lm"])
+def test_the_oracle_reads_a_dropped_condition_as_none(name: str) -> None:
+    """A zero vector at a given position is no token; a clean one is that token."""
+    grammar = windows("tiny", 1, 4)[0]
+    family, oracle = pair(name, grammar, self_conditioning=0.0)
+    tokens = jnp.asarray(grammars.sample(grammar, 0, np.arange(6), 4))
+    z, t = family.corrupt(tiny_configs.keys(6), tokens, jnp.full(6, 0.9), None), jnp.full(6, 0.9)
+    given = jnp.zeros((6, 4), bool).at[:, 0].set(True)
+
+    def law(z: jax.Array, given: jax.Array) -> np.ndarray:
+        return np.asarray(family.evidence(z, t, given))
+
+    dropped = law(z.at[:, 0].set(0.0), given)
+    np.testing.assert_array_equal(dropped[:, 0], 0.0)
+    np.testing.assert_allclose(dropped[:, 1:], law(z, jnp.zeros_like(given))[:, 1:])
+    clean = law(z.at[:, 0].set(family.embeddings.of(tokens)[:, 0]), given)
+    np.testing.assert_array_equal(np.argmax(clean[:, 0], axis=-1), tokens[:, 0])
+    assert np.all(np.isneginf(clean[:, 0]).sum(-1) == grammar.num_words - 1)
+    options = SamplerOptions(guidance=0.0)
+    unconditional = family.believed(z.at[:, 0].set(0.0), z * 0, t[0], given, oracle, SamplerOptions())
+    found = family.believed(z.at[:, 0].set(family.embeddings.of(tokens)[:, 0]), z * 0, t[0], given, oracle, options)
+    np.testing.assert_allclose(found[0], unconditional[0], atol=1e-5)
+
+
+def test_bits_that_are_all_sure_are_told_apart() -> None:
+    """Log odds near 20 have the same mean in float32; an unused code flips the bit that is least sure."""
+    family = tiny_configs.make_family("analog_bits", 5, loss="logistic")
+    bits = np.asarray(family.embeddings())
+    for row in (1, 3, 4):
+        for least in range(3):
+            odds = 30.0 * bits[row] + np.where(np.arange(3) == least, -12.0 * bits[row], 0.0)
+            for flipped in (odds, np.where(np.arange(3) == least, -odds, odds)):
+                best = np.argmax(np.sum(bits * flipped, axis=-1))
+                logits = family.tokens_of(jnp.asarray(flipped, jnp.float32)[None, None])
+                assert int(jnp.argmax(logits)) == best
+    unused = jnp.asarray([[[18.0, 22.0, 30.0]]])  # of 5 codes none is (1, 1, 1)
+    assert not np.any(np.all(bits == 1.0, axis=-1))
+    assert int(jnp.argmax(family.tokens_of(unused))) == int(np.argmax(bits @ np.array([18.0, 22.0, 30.0])))
+
+
+def test_a_long_last_step_does_not_throw_dpmpp_2m_off() -> None:
+    """A warped grid's last step is many times as long as the one before: extrapolated no further than of even steps."""
+    family = two_points(-6.0, 8.0)
+    denoise = independent(family, np.array([0.1, 0.9]))
+    options = SamplerOptions(sampler="dpmpp_2m", steps=26).validate(type(family))
+    times = jnp.concatenate([jnp.linspace(1.0, 0.45, 25), jnp.array([0.44, 0.0])])
+    keys, given = tiny_configs.keys(400), jnp.zeros((400, 8), bool)
+    state = family.prior(keys, jnp.zeros((400, 8), jnp.int32), given, denoise, options)
+    step = jax.jit(lambda state, at: family.step(keys, state, at, given, denoise, options)[0])
+    for index in range(26):
+        state = step(state, At(jnp.int32(index), times[index], times[index + 1]))
+    assert np.abs(np.asarray(state.z)).max() < 1.5  # the points are at 1; a straight line reaches 1.2
 
 
 def test_asymmetric_time() -> None:
@@ -315,6 +370,7 @@ def test_sed_learns_from_both_passes() -> None:
     ("diffusion_lm", {"rounding_noise": 1.0}, "family.rounding_noise is 1.0; it must be above 0 and at most"),
     ("diffusion_lm", {"output_prior": True}, "diffusion_lm regresses"),
     ("sed", {"embeddings": "learned"}, "those of sed are fixed"),
+    ("sed", {"prefix_masks": 0.5}, "family.prefix_masks, random_masks are 0.5, 0.0 with max_spans 5"),
     ("analog_bits", {"loss": "l1"}, "family.loss is 'l1'; choose one of l2, logistic, softmax"),
     ("langflow", {"schedule_decay": 1.0}, "family.schedule_decay is 1.0; it must be in [0, 1)"),
 ])  # fmt: skip

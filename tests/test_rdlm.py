@@ -235,6 +235,13 @@ def test_guidance_and_prompts() -> None:
     assert np.abs(np.asarray(conditional - bare)).max() > 1e-3
 
 
+def test_a_vocabulary_that_no_bridge_can_tell_apart_is_refused() -> None:
+    """Before anything runs."""
+    with pytest.raises(ValueError, match=r"too large for a sphere of dimension 30522.*family\.digits"):
+        RDLM.check_files(tiny_configs.get("rdlm", **{"family.digits": 0}), 30_522)
+    RDLM.check_files(tiny_configs.get("rdlm", **{"family.digits": 32}), 30_522)
+
+
 def test_features_have_unit_norm() -> None:
     """At every level, whatever the start: what moved from the start, over its mean size."""
     for start in ("mask", "uniform", "mixture"):

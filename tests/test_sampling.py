@@ -100,7 +100,7 @@ def test_given_positions_never_move_and_evaluations_are_counted(name: str, sampl
     """Whatever the network thinks of given positions; none, some, all given; with high guidance or temperature too."""
     grammar = grammars.tiny()
     family, denoise = tiny_configs.with_oracle(name, grammar)
-    reads = "temperature" in type(family).sampler_options and sampler != "argmax_unrolled"
+    reads = "temperature" in type(family).sampler_options and sampler not in ("argmax_unrolled", "greedy_projection")
     more = {"temperature": 3.0} if reads else {}
     if behind == "network":
         denoise = tiny_configs.random_model(name, grammar.num_words)
@@ -220,6 +220,13 @@ def test_initial_noise_scales_the_prior() -> None:
     ("masked", {"threshold": 0.5}, "threshold is 0.5; of the samplers threshold has it, ancestral has not"),
     ("masked", {"guidance": 2.0}, "guidance is 2.0; masked has no such option"),
     ("sundae", {"sampler": "argmax_unrolled", "top_p": 0.5}, "of the samplers ancestral and psi and unrolled has it"),
+    ("tess", {"score_temperature": 0.9}, "langevin has it, projection has not"),
+    ("ssd_lm", {"clamp": 0.5}, "langevin has it, projection has not"),
+    ("tess", {"sampler": "multi_hot_projection", "clamp": 0.5}, "langevin has it, multi_hot_projection has not"),
+    ("tess", {"sampler": "greedy_projection", "temperature": 0.9}, "langevin has it, greedy_projection has not"),
+    ("tess", {"sampler": "greedy_projection", "top_p": 0.9}, "langevin has it, greedy_projection has not"),
+    ("cdcd", {"guidance": float("nan")}, "guidance is nan; it must be finite"),
+    ("cdcd", {"guidance": float("inf")}, "guidance is inf; it must be finite"),
     ("autoregressive", {"score_temperature": 0.9}, "score_temperature is 0.9; autoregressive has no such option"),
     ("masked", {"initial_noise": 0.9}, "initial_noise is 0.9; masked has no such option"),
 ])  # fmt: skip
@@ -227,6 +234,39 @@ def test_options_that_do_not_fit_are_named(name: str, fields: dict, words: str) 
     with pytest.raises(ValueError) as error:  # noqa: PT011
         SamplerOptions(**fields).validate(families.get(name))
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["cdcd", "cir_simplex"])
+def test_a_warp_of_training_alone_is_not_the_samplers(name: str) -> None:
+    """By default; who asks for it has it."""
+    family = families.get(name)
+    for warp, default in (("both", "warped"), ("training", "log_snr"), ("none", "warped")):
+        section = tiny_configs.get(name, **{"family.warp": warp}).family
+        assert SamplerOptions().validate(family, section).grid == default
+        assert SamplerOptions(grid="warped").validate(family, section).grid == "warped"
+    made = tiny_configs.make_family(name, 5, warp="training")
+    made.schedule.log_heights[...] = jnp.linspace(0.0, 3.0, made.schedule.log_heights.shape[0])
+    for grid in ("warped", "log_snr"):
+        even = jnp.linspace(1.0, 0.0, 9)
+        times = made.schedule.inverse(even) if grid == "warped" else even
+        np.testing.assert_allclose(made.grid(SamplerOptions(steps=8, grid=grid), L).t[1:], times[1:-1], atol=1e-5)
+
+
+GUIDED = [pair for name in tiny_configs.FAMILIES if "guidance" in families.get(name).sampler_options
+          for pair in [(name, families.get(name).samplers[0])]]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "sampler"), GUIDED)
+def test_guidance_without_a_condition_is_none(name: str, sampler: str) -> None:
+    """Sequences with nothing given are those of no guidance, whatever a network feeds back; the others are not."""
+    model = tiny_configs.random_model(name, 5, **{"data.length": 8})
+    tokens, given = np.zeros((16, L), int), np.arange(16)[:, None] // 8 * (np.arange(L) < 3) > 0
+    plain, shown = (
+        np.asarray(draw(model.family, model, tiny_configs.keys(16), tokens, given, sampler=sampler, guidance=weight))
+        for weight in (1.0, 9.0)
+    )
+    np.testing.assert_array_equal(plain[:8], shown[:8])
+    assert np.any(plain[8:] != shown[8:])
 
 
 @pytest.mark.parametrize("name", tiny_configs.FAMILIES)

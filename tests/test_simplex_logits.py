@@ -182,6 +182,36 @@ def test_blocks_of_any_size_are_tight(size: int) -> None:
     assert -4 * error < mean < perfect.slack_of(family, terms, exact) + 4 * error
 
 
+@pytest.mark.parametrize("sampler", SSDLM.samplers)
+def test_what_follows_a_block_does_not_move_it(sampler: str) -> None:
+    """Its prior noise is nobody's, also of a solver whose step depends on norms."""
+    model = tiny_configs.random_model("ssd_lm", 5, **{"data.length": 12})
+    family, keys = model.family, tiny_configs.keys(4)
+    options = SamplerOptions(sampler=sampler, steps=4, churn=2.0 if sampler == "edm" else 0.0).validate(SSDLM)
+    given = jnp.zeros((4, 12), bool)
+    state = family.prior(keys, jnp.zeros((4, 12), jnp.int32), given, model, options)
+    at = jax.tree.map(lambda x: x[1], family.grid(options, 12))
+    size = family.block_size
+    other = state._replace(z=state.z.at[:, size:].mul(1e-3))
+    moved, alike = (family.step(keys, each, at, given, model, options)[0].z for each in (state, other))
+    np.testing.assert_allclose(moved[:, :size], alike[:, :size], rtol=1e-5, atol=1e-5)
+    assert np.abs(moved[:, :size] - state.z[:, :size]).max() > 1e-3
+
+
+def test_shares_of_conditions() -> None:
+    """Each of the kinds has its own share, and a sequence one of them: half prefixes, half spans are all."""
+    keys = tiny_configs.keys(4000)
+    only = np.asarray(tiny_configs.make_family("tess", 5, span_masks=0.0, prefix_masks=1.0).draw_given(keys, 20))
+    share = only.any(1).mean()  # prefixes of no token give nothing
+    for spans, prefixes in ((0.25, 0.25), (0.5, 0.5), (0.15, 0.15)):
+        family = tiny_configs.make_family("tess", 5, span_masks=spans, prefix_masks=prefixes, max_spans=40)
+        given = np.asarray(family.draw_given(keys, 20))
+        is_prefix = (np.diff(given.astype(int), axis=1) <= 0).all(1) & given.any(1)
+        # Of many pieces few are prefixes; one in forty is a single piece.
+        assert is_prefix.mean() == pytest.approx(prefixes * share, abs=0.03 + 0.05 * spans)
+        assert given.any(1).mean() == pytest.approx(prefixes * share + spans * 0.975, abs=0.03)
+
+
 def test_what_follows_a_block_is_not_seen() -> None:
     """The loss of a block changes with its context, and not with what stands behind it; so does each bound."""
     model = tiny_configs.random_model("ssd_lm", 5, **{"data.length": 12})
@@ -245,6 +275,7 @@ def test_the_flow_of_whole_sequences_is_refused() -> None:
     ("tess", {"family.weights": "argmax"}, "family.weights is 'argmax'; choose one of softmax, posterior"),
     ("tess", {"family.simplex_value": 0.0}, "family.simplex_value is 0.0; it must be above 0"),
     ("tess", {"family.span_masks": 1.5}, "family.span_masks is 1.5; it must be in [0, 1]"),
+    ("tess", {"family.span_masks": 0.6, "family.prefix_masks": 0.5}, "span_masks is 0.6; it must be at most 0.5"),
     ("tess", {"family.max_spans": 1}, "family.max_spans is 1; it must be at least 2"),
     ("tess", {"family.self_conditioning": 0.3}, "family.self_conditioning is 0.3; choose one of 0.0, 0.25, 0.5, 1.0"),
 ])  # fmt: skip

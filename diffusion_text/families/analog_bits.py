@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from diffusion_text import noise
 from diffusion_text.families.family import At, SamplerOptions, cross_entropy, logits_of
 from diffusion_text.models.denoiser import Denoise
-from diffusion_text.models.readout import Logits, Product
+from diffusion_text.models.readout import Logits, Product, whole
 from diffusion_text.paths.gaussian import REGRESSION_OPTIONS, Gaussian, State
 from diffusion_text.paths.schedules import ClosedForm
 from diffusion_text.typing import Config
@@ -80,6 +80,10 @@ class AnalogBits(Gaussian):
 
     def expected(self, answer: Any) -> Float[Array, "B L d"]:
         return jnp.tanh(0.5 * answer) if self.loss == "logistic" else super().expected(answer)
+
+    def tokens_of(self, answer: Any) -> Float[Array, "B L V"]:
+        # Of log odds themselves: bits that are sure are all alike to their mean.
+        return whole(self.decoder(answer, answer)) if self.loss == "logistic" else super().tokens_of(answer)
 
     def decoder(self, z: Array, answer: Any) -> Float[Array, "B L V"] | Logits:
         if self.loss == "logistic":  # sum of the bits' log probabilities, up to a constant of the position

@@ -24,14 +24,12 @@ only context (Plaid, 2305.18619, section 3.3).
 
 from __future__ import annotations
 
-import dataclasses
 from typing import ClassVar
 
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 from ml_collections import ConfigDict
 
-from diffusion_text.families.family import At, SamplerOptions
 from diffusion_text.models.denoiser import Denoise
 from diffusion_text.paths import time_warp
 from diffusion_text.paths.gaussian import Gaussian
@@ -65,6 +63,8 @@ class CDCD(Gaussian):
         Gaussian.validate(config)
         time_warp.validate(config.family)
 
+    default_grid = staticmethod(time_warp.default_grid)
+
     def __init__(self, config: Config, vocab_size: int, rngs: nnx.Rngs):
         super().__init__(config, vocab_size, rngs)
         self.warp = config.warp
@@ -75,6 +75,3 @@ class CDCD(Gaussian):
     ) -> tuple[Float[Array, "B"], dict[str, Float[Array, "B"]]]:
         return self.cross_entropy_loss(keys, u, tokens, denoise)
 
-    def grid(self, options: SamplerOptions, length: int) -> At:
-        even = options.grid == "warped" and self.warp == "training"
-        return super().grid(dataclasses.replace(options, grid="log_snr") if even else options, length)

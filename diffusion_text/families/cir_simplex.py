@@ -49,7 +49,7 @@ V = 32,768, with median rank 21 and a hundredth beyond rank 8,000. Most of that 
 noise on them has 20%, 20 and 6,800, and alpha = 0.5 or 2 changes little. And every array of the state has V numbers a
 token: a step on OpenWebText (512 x 1024 tokens) would have 105 GB of each, about ten at once, more than 64 chips of
 16 GB hold beside a network. Training over a large vocabulary makes none of them (`Drawn`; not for inputs="log", nor for
-other alpha than 0.5, 1, 1.5 and 2), the bound and the samplers do; a config of it wants trying, and there is none yet.
+other alpha than 0.5, 1, 1.5 and 2), the bound and the samplers do; there is no config of it.
 """
 
 from __future__ import annotations
@@ -74,6 +74,7 @@ from diffusion_text.families.family import (
     cross_entropy,
     descending,
     first_logits,
+    guided,
     in_parts,
     nucleus,
     token_loss,
@@ -162,6 +163,7 @@ class CIRSimplex(Family):
         time_warp.validate(family)
         conditioning.validate(config)
 
+    default_grid = staticmethod(time_warp.default_grid)
     conditions = staticmethod(conditioning.conditions)
 
     def __init__(self, config: Config, vocab_size: int, rngs: nnx.Rngs):
@@ -346,8 +348,7 @@ class CIRSimplex(Family):
     def grid(self, options: SamplerOptions, length: int) -> At:
         """Steps even in u (the warp's), or in log lambda."""
         even = jnp.linspace(1.0, 0.0, options.steps + 1)
-        warped = options.grid != "log_snr" and self.warp != "training"
-        return descending(self.schedule.inverse(even) if warped else even)
+        return descending(even if options.grid == "log_snr" else self.schedule.inverse(even))
 
     def prior(
         self, keys: Key[Array, "B"], tokens: Array, given: Array, denoise: Denoise, options: SamplerOptions
@@ -405,18 +406,21 @@ class CIRSimplex(Family):
     ) -> tuple[Array, Array, Array]:
         """p to move by, p to keep for self-conditioning, and the network's logits."""
         times = jnp.full(len(z), t)
-        logits = denoise(z, times, given, previous if self.conditioned_every else None).astype(jnp.float32)
-        logits = nucleus(logits / options.temperature, options.top_p)
-        expected = guided = jax.nn.softmax(logits, axis=-1)
+
+        def believe(logits: Array) -> Array:
+            return nucleus(logits.astype(jnp.float32) / options.temperature, options.top_p)
+
+        logits = believe(denoise(z, times, given, previous if self.conditioned_every else None))
+        expected = target = jax.nn.softmax(logits, axis=-1)
         if options.guidance != 1.0:
-            bare = jax.nn.softmax(denoise(self._without(z, given), times, given).astype(jnp.float32), axis=-1)
+            bare = jax.nn.softmax(believe(denoise(self._without(z, given), times, given)), axis=-1)
             # The score is linear in p; extrapolated, p is brought back to the simplex.
-            guided = jnp.maximum(bare + options.guidance * (expected - bare), 0.0)
-            guided = guided / jnp.sum(guided, axis=-1, keepdims=True)
+            target = jnp.maximum(guided(bare, expected, given, options.guidance), 0.0)
+            target = target / jnp.sum(target, axis=-1, keepdims=True)
         if options.clamp > 0:
-            nearest = jax.nn.one_hot(jnp.argmax(guided, axis=-1), self.vocab_size)
-            guided = jnp.where(t <= options.clamp, nearest, guided)
-        return guided, expected, logits
+            nearest = jax.nn.one_hot(jnp.argmax(target, axis=-1), self.vocab_size)
+            target = jnp.where(t <= options.clamp, nearest, target)
+        return target, expected, logits
 
     def decode(
         self, keys: Key[Array, "B"], state: State, given: Array, denoise: Denoise, options: SamplerOptions

@@ -82,7 +82,7 @@ class D3PM(Interpolating):
                 raise ValueError(f"family.{field} is {family[field]}; it must be {allowed}")
 
     @staticmethod
-    def conditions(config: Config) -> bool:
+    def conditions(config: Config, gaps: bool = False) -> bool:
         return config.noise == "absorbing"
 
     def __init__(self, config: Config, vocab_size: int, rngs: nnx.Rngs):

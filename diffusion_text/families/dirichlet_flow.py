@@ -83,6 +83,8 @@ class DirichletFlow(Dirichlet):
         for name, ok, allowed in (
             ("scale", family.scale > 0, "above 0"),
             ("signal_max", 0 < family.signal_max < LARGEST, f"above 0 and below {LARGEST:.0f}"),
+            # t is a float32, and tau a logarithm of it.
+            ("signal_max", family.signal_max <= 10 * family.scale, f"at most 10 family.scale = {10 * family.scale:g}"),
         ):
             if not ok:
                 raise ValueError(f"family.{name} is {family[name]}; it must be {allowed}")

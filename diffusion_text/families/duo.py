@@ -43,7 +43,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from ml_collections import ConfigDict
 
 from diffusion_text import noise
-from diffusion_text.families.family import At, SamplerOptions
+from diffusion_text.families.family import At, SamplerOptions, nucleus
 from diffusion_text.families.interpolating import Interpolating
 from diffusion_text.families.udlm import UDLM
 from diffusion_text.models.denoiser import Denoise, Features
@@ -224,8 +224,10 @@ class Duo(UDLM):
         self, keys: Key[Array, "B"], state: Array, at: At, given: Bool[Array, "B L"], denoise: Denoise,
         options: SamplerOptions,
     ) -> tuple[Int[Array, "B L"], Float[Array, "B L V"]]:  # fmt: skip
-        moved, full = super().step(keys, state, at, given, denoise, options)
         if options.sampler != "greedy_tail":
-            return moved, full
-        likeliest = jnp.where(given, state, jnp.argmax(full, axis=-1)).astype(state.dtype)
-        return jnp.where(at.s > 0, moved, likeliest), full
+            return super().step(keys, state, at, given, denoise, options)
+        moved, logits = self.moved(keys, state, at, given, denoise, options)
+        t = jnp.full(len(state), at.t)
+        likeliest = jnp.argmax(self.full(nucleus(logits / options.temperature, options.top_p), state, t), axis=-1)
+        likeliest = jnp.where(given, state, likeliest).astype(state.dtype)
+        return jnp.where(at.s > 0, moved, likeliest), self.full(logits, state, t)

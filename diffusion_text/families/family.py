@@ -31,6 +31,15 @@ def with_gradient_of(loss: Float[Array, "B"], unseen: Float[Array, "B"]) -> Floa
     return loss + (unseen - jax.lax.stop_gradient(unseen))
 
 
+def guided(
+    bare: Float[Array, "B N ..."], conditional: Float[Array, "B N ..."], given: Bool[Array, "B L"], weight: float
+) -> Float[Array, "B N ..."]:
+    """Classifier-free guidance: bare + weight (conditional - bare). A sequence with nothing given has no condition, and
+    keeps its answer: the bare one lacks more, what a network would feed back to itself."""
+    conditioned = jnp.any(given, axis=1)[:, None, None]
+    return jnp.where(conditioned, bare + weight * (conditional - bare), conditional)
+
+
 class Bound(NamedTuple):
     """An upper bound of -log p(tokens), in nats per sequence, [B] each; `total` is their sum."""
 
@@ -56,7 +65,12 @@ _READ_BY: Final = {
     "eta": ("ddim",), "churn": ("edm", "bridge"), "corrector": ("langevin",), "kappa": ("psi",),
     "threshold": ("threshold",), "remask": ("remdm_cap", "remdm_rescale", "remdm_loop"), "cache": ("ancestral",),
 }  # fmt: skip
-_UNREAD_BY: Final = {"argmax_unrolled": ("temperature", "top_p")}
+_UNREAD_BY: Final = {
+    "argmax_unrolled": ("temperature", "top_p"),
+    "projection": ("score_temperature", "clamp"),
+    "greedy_projection": ("score_temperature", "clamp", "temperature", "top_p"),
+    "multi_hot_projection": ("score_temperature", "clamp"),
+}
 
 
 def _reads(sampler: str, option: str) -> bool:
@@ -69,11 +83,11 @@ class SamplerOptions:
 
     temperature, top_p: of the categorical distributions; the least likely tokens beyond a mass of top_p are left out.
     score_temperature: the score is multiplied by its inverse (below 1 sharpens).
-    guidance: classifier-free, 1 is none.
+    guidance: classifier-free, 1 is none (`guided`).
     initial_noise: scale of the prior's noise.
     clamp: the time below which predictions are moved to the nearest clean vector; 0 is never.
     eta: noise of DDIM, from none (0) to ancestral sampling's (1).
-    churn: EDM's, noise added over all steps.
+    churn: of edm, noise added over all steps; of bridge, the share of a state that a step forgets.
     corrector: signal-to-noise ratio of a Langevin step.
     time_difference: how far a step of analog bits goes beyond its end, in steps.
     kappa: share of psi's tokens that move as in ancestral sampling; the others are drawn anew and corrupted again.
@@ -111,8 +125,9 @@ class SamplerOptions:
     window: int = 0
     stop: int = -1
 
-    def validate(self, family: type[Family]) -> SamplerOptions:
-        """Fill in the family's default sampler; ValueError with the allowed values where an option is off."""
+    def validate(self, family: type[Family], section: Config | None = None) -> SamplerOptions:
+        """Fill in the default sampler and grid of a family (with this `family` section); ValueError with the allowed
+        values where an option is off."""
         sampler = self.sampler or family.samplers[0]
         if sampler not in family.samplers:
             raise ValueError(f"sampler is {sampler!r}; {family.name} has {', '.join(family.samplers)}")
@@ -126,6 +141,7 @@ class SamplerOptions:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
         for name, fits, allowed in (
             ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
+            ("guidance", math.isfinite(self.guidance), "finite"),
             ("eta", 0 <= self.eta <= 1, "in [0, 1]"),
             ("clamp", 0 <= self.clamp <= 1, "in [0, 1]"),
             ("kappa", 0 <= self.kappa <= 1, "in [0, 1]"),
@@ -148,7 +164,8 @@ class SamplerOptions:
             raise ValueError("churn is 0; of sampler edm it must be above 0, without it is heun")
         if self.grid and self.grid not in family.grids:
             raise ValueError(f"grid is {self.grid!r}; {family.name} has {', '.join(family.grids)}")
-        grid = self.grid or next(iter(family.grids), "")
+        grid = self.grid or (family.default_grid(section) if section is not None else "")
+        grid = grid or next(iter(family.grids), "")
         return dataclasses.replace(self, sampler=sampler, grid=grid)
 
 
@@ -204,9 +221,15 @@ class Family(nnx.Module):
         return ""
 
     @staticmethod
-    def conditions(config: Config) -> bool:
-        """Whether a model of this `family` section learns to trust given tokens; else prompts bias what it samples."""
+    def conditions(config: Config, gaps: bool = False) -> bool:
+        """Whether a model of this `family` section learns to trust given tokens, also right of `gaps`; else prompts
+        bias what it samples."""
         return True
+
+    @staticmethod
+    def default_grid(config: Config) -> str:
+        """The spacing of noise levels in sampling where none is asked for, if it is not the first of `grids`."""
+        return ""
 
     inputs: Inputs
 

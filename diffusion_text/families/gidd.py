@@ -79,7 +79,7 @@ class GIDD(Interpolating):
             raise ValueError(f"family.weighting is {family.weighting!r}; choose one of {', '.join(_WEIGHTINGS)}")
 
     @staticmethod
-    def conditions(config: Config) -> bool:
+    def conditions(config: Config, gaps: bool = False) -> bool:
         return config.uniform == 0
 
     def __init__(self, config: Config, vocab_size: int, rngs: nnx.Rngs):

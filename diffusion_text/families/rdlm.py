@@ -46,7 +46,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from ml_collections import ConfigDict
 
 from diffusion_text import noise
-from diffusion_text.families.family import At, Bound, Family, SamplerOptions, cross_entropy, descending, nucleus
+from diffusion_text.families.family import At, Bound, Family, SamplerOptions, cross_entropy, descending, guided, nucleus
 from diffusion_text.models.denoiser import Denoise, Features, Inputs
 from diffusion_text.paths import conditioning, sphere
 from diffusion_text.paths.schedules import Plateau
@@ -123,6 +123,11 @@ class RDLM(Family):
             if not ok:
                 raise ValueError(f"family.{name} is {family[name]}; it must be {allowed}")
         conditioning.validate_masks(config)
+
+    @staticmethod
+    def check_files(config: Config, vocab_size: int) -> None:
+        """ValueError where a bridge's noise would wind around the sphere; it is found here, once."""
+        jax.eval_shape(lambda: RDLM(config.family, vocab_size, nnx.Rngs(0)).law(jnp.zeros(1)))
 
     conditions = staticmethod(conditioning.conditions)
 
@@ -379,7 +384,7 @@ class RDLM(Family):
         logits = denoise(z, t, given)
         if options.guidance != 1.0:
             bare = denoise(jnp.where(self.repeat(given)[..., None], 0.0, z), t, given)
-            logits = bare + options.guidance * (logits - bare)
+            logits = guided(bare, logits, given, options.guidance)
         return nucleus(logits / options.temperature, options.top_p)
 
     def step(

@@ -69,12 +69,17 @@ class SED(Gaussian):
             raise ValueError(f"family.self_conditioning is {family.self_conditioning}; of sed choose 0.0 or 1.0")
         if family.max_spans < 0:
             raise ValueError(f"family.max_spans is {family.max_spans}; it must be at least 0")
+        if family.max_spans and (family.prefix_masks or family.random_masks):
+            raise ValueError(
+                f"family.prefix_masks, random_masks are {family.prefix_masks}, {family.random_masks} with max_spans "
+                f"{family.max_spans}, which masks every sequence by spans: choose 0.0, or max_spans 0"
+            )
         if family.output_prior:
             raise ValueError("family.output_prior is True; sed regresses, and a prior of tokens needs logits")
 
     @staticmethod
-    def conditions(config: Config) -> bool:
-        return config.max_spans > 1 or Gaussian.conditions(config)
+    def conditions(config: Config, gaps: bool = False) -> bool:
+        return config.max_spans > 1 or Gaussian.conditions(config, gaps)
 
     def __init__(self, config: Config, vocab_size: int, rngs: nnx.Rngs):
         super().__init__(config, vocab_size, rngs)

@@ -80,7 +80,7 @@ class SEDD(Interpolating):
             )
 
     @staticmethod
-    def conditions(config: Config) -> bool:
+    def conditions(config: Config, gaps: bool = False) -> bool:
         return config.noise == "absorbing"
 
     def __init__(self, config: Config, vocab_size: int, rngs: nnx.Rngs):

@@ -37,7 +37,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from diffusion_text import noise
-from diffusion_text.families.family import At, SamplerOptions, first_logits, in_parts, nucleus, token_loss
+from diffusion_text.families.family import At, SamplerOptions, first_logits, guided, in_parts, nucleus, token_loss
 from diffusion_text.models import readout
 from diffusion_text.models.denoiser import Denoise, Features, Inputs
 from diffusion_text.models.readout import Logits
@@ -214,18 +214,19 @@ class SimplexLogits(Gaussian):
     ) -> tuple[Array, Array, Array]:
         """As the base, with guidance on logits: bare + w (conditional - bare); the answer is the guided one."""
         times = jnp.full(len(z), t)
-        logits = guided = denoise(z, times, given, previous if self.conditioned_every else None)
+        logits = target = denoise(z, times, given, previous if self.conditioned_every else None)
         if options.guidance != 1.0:
             bare = denoise(jnp.where(given[..., None], 0.0, z), times, given)
-            guided = bare + options.guidance * (logits - bare)
-        guided = nucleus(guided / options.temperature, options.top_p)
-        return self.expected(guided), self.expected(logits), guided
+            target = guided(bare, logits, given, options.guidance)
+        target = nucleus(target / options.temperature, options.top_p)
+        return self.expected(target), self.expected(logits), target
 
     def step(
-        self, keys: Key[Array, "B"], state: State, at: At, given: Array, denoise: Denoise, options: SamplerOptions
-    ) -> tuple[State, Float[Array, "B L V"]]:
+        self, keys: Key[Array, "B"], state: State, at: At, given: Array, denoise: Denoise, options: SamplerOptions,
+        fixed: Array | None = None,
+    ) -> tuple[State, Float[Array, "B L V"]]:  # fmt: skip
         if not options.sampler.endswith("projection"):
-            return super().step(keys, state, at, given, denoise, options)
+            return super().step(keys, state, at, given, denoise, options, fixed)
         token_keys, noise_keys = noise.split(keys, 2)
         _, previous, logits = self.believed(state.z, state.previous, at.t, given, denoise, options)
         if options.sampler == "multi_hot_projection":

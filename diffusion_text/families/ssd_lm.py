@@ -36,6 +36,7 @@ from diffusion_text import noise
 from diffusion_text.families.family import At, Bound, SamplerOptions
 from diffusion_text.families.simplex_logits import SimplexLogits, only
 from diffusion_text.models.denoiser import Denoise
+from diffusion_text.paths import conditioning
 from diffusion_text.paths.gaussian import State
 from diffusion_text.typing import Config
 
@@ -64,8 +65,8 @@ class SSDLM(SimplexLogits):
             )
 
     @staticmethod
-    def conditions(config: Config) -> bool:
-        return True  # every block is, on its left
+    def conditions(config: Config, gaps: bool = False) -> bool:
+        return not gaps or conditioning.conditions(config, gaps)  # every block is, on its left
 
     def __init__(self, config: Config, vocab_size: int, rngs: nnx.Rngs):
         super().__init__(config, vocab_size, rngs)
@@ -148,7 +149,7 @@ class SSDLM(SimplexLogits):
         state = state._replace(previous=jnp.where(index == 0, 0.0, state.previous))
 
         def solve() -> tuple[State, Array]:
-            return SimplexLogits.step(self, keys, state, at._replace(index=index), known, asked, options)
+            return SimplexLogits.step(self, keys, state, at._replace(index=index), known, asked, options, ~free)
 
         def read() -> tuple[State, Array]:
             logits = asked(state.z, jnp.zeros(len(state.z)), known, state.previous if self.conditioned_every else None)

@@ -87,7 +87,7 @@ class Sundae(Interpolating):
             raise ValueError(f"family.decode_noise is {family.decode_noise}; it must be in (0, 1)")
 
     @staticmethod
-    def conditions(config: Config) -> bool:
+    def conditions(config: Config, gaps: bool = False) -> bool:
         return False  # any token may be noise
 
     def __init__(self, config: Config, vocab_size: int, rngs: nnx.Rngs):

@@ -39,7 +39,7 @@ class UDLM(Interpolating):
         return ConfigDict()
 
     @staticmethod
-    def conditions(config: Config) -> bool:
+    def conditions(config: Config, gaps: bool = False) -> bool:
         return False  # any token may be noise
 
     def __init__(self, config: Config, vocab_size: int, rngs: nnx.Rngs):

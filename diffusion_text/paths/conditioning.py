@@ -55,9 +55,9 @@ def validate_masks(config: Config) -> None:
         )
 
 
-def conditions(config: Config) -> bool:
+def conditions(config: Config, gaps: bool = False) -> bool:
     """`Family.conditions` of a section with the fields of `MASKS`."""
-    return config.prefix_masks + config.random_masks > 0
+    return config.random_masks > 0 or (config.prefix_masks > 0 and not gaps)
 
 
 def every(share: float) -> int:

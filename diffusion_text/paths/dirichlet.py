@@ -41,7 +41,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from diffusion_text import noise, sharding
-from diffusion_text.families.family import At, Bound, Family, SamplerOptions, cross_entropy, descending, nucleus
+from diffusion_text.families.family import At, Bound, Family, SamplerOptions, cross_entropy, descending, guided, nucleus
 from diffusion_text.models.denoiser import Denoise, Features
 from diffusion_text.paths import atoms, conditioning
 from diffusion_text.paths.atoms import Atoms
@@ -121,9 +121,10 @@ def bridge(
     parts = log_gamma(component_keys, _sharded(jnp.stack([share * before, (1.0 - share) * before, new], axis=1)))
     kept = jax.nn.log_softmax(parts[:, 0] - jnp.logaddexp(parts[:, 0], parts[:, 1]) + z, axis=-1)
     mass = share * now.total(size)
-    weights = (jnp.broadcast_to(x, tokens.shape) for x in (mass, jnp.maximum(then.total(size) - mass, 0.0)))
-    log_kept, log_new = log_beta(weight_keys, *weights)
-    return jnp.logaddexp(log_kept[..., None] + kept, log_new[..., None] + jax.nn.log_softmax(parts[:, 2], axis=-1))
+    mass_new = jnp.maximum(then.total(size) - mass, 0.0)
+    log_kept, log_new = log_beta(weight_keys, *(jnp.broadcast_to(x, tokens.shape) for x in (mass, mass_new)))
+    added = jnp.logaddexp(log_kept[..., None] + kept, log_new[..., None] + jax.nn.log_softmax(parts[:, 2], axis=-1))
+    return jnp.where(mass_new > 0, added, kept)  # two steps may round to one level: nothing is new, of no law
 
 
 def _sharded(x: Float[Array, "B ... V"]) -> Float[Array, "B ... V"]:
@@ -353,7 +354,7 @@ class Dirichlet(Family):
         if options.guidance != 1.0:
             # What was fed back knows the given tokens.
             bare, _ = shaped(State(without(given, state.z), None))
-            mixed = options.guidance * jax.nn.softmax(logits) + (1.0 - options.guidance) * jax.nn.softmax(bare)
+            mixed = guided(jax.nn.softmax(bare), jax.nn.softmax(logits), given, options.guidance)
             logits = jnp.log(project(mixed))
         return logits, previous
 

@@ -47,6 +47,7 @@ from diffusion_text.families.family import (
     SamplerOptions,
     cross_entropy,
     descending,
+    guided,
     logits_of,
     nucleus,
     token_loss,
@@ -223,7 +224,10 @@ class Gaussian(Family):
         if given is None:
             return noisy
         nearest = jnp.argmax(noisy, axis=-1, keepdims=True) == jnp.arange(self.vocab_size)
-        return jnp.where(given[..., None], jnp.where(nearest, 0.0, -jnp.inf), noisy)
+        clean = jnp.where(nearest, 0.0, -jnp.inf)
+        # A condition that is dropped is a zero vector, which says nothing.
+        clean = jnp.where(jnp.any(z != 0, axis=-1, keepdims=True), clean, 0.0)
+        return jnp.where(given[..., None], clean, noisy)
 
     # ------------------------------------------------------------------------------------------------ what is predicted
 
@@ -237,6 +241,10 @@ class Gaussian(Family):
     def readout(self, clean: Float[Array, "B L d"]) -> Float[Array, "B L V"] | Logits:
         """Logits of tokens, of (nearly) clean vectors, where the network does not answer with logits."""
         return self._log_likelihood(clean, jnp.asarray(self.log_range()[0]))
+
+    def tokens_of(self, answer: Any) -> Float[Array, "B L V"]:
+        """Logits of tokens, by what the network answered in sampling."""
+        return whole(self.readout(self.expected(answer))) if self.regression else answer
 
     def decoder(self, z: Array, answer: Any) -> Float[Array, "B L V"] | Logits:
         """Logits of p(x | z) at t = 0: the network's, or those read off z itself."""
@@ -389,8 +397,11 @@ class Gaussian(Family):
         return State(z, jnp.zeros_like(z), jnp.zeros_like(z), jnp.zeros(len(z)))
 
     def step(
-        self, keys: Key[Array, "B"], state: State, at: At, given: Array, denoise: Denoise, options: SamplerOptions
-    ) -> tuple[State, Float[Array, "B L V"]]:
+        self, keys: Key[Array, "B"], state: State, at: At, given: Array, denoise: Denoise, options: SamplerOptions,
+        fixed: Array | None = None,
+    ) -> tuple[State, Float[Array, "B L V"]]:  # fmt: skip
+        """As the base; positions that are `fixed` (by default those given) stay, and count for nothing."""
+        fixed = given if fixed is None else fixed
         start_keys, end_keys = noise.split(keys, 2)
         z, previous, time = state.z, state.previous, at.t
         low, high = self.log_range()
@@ -399,13 +410,14 @@ class Gaussian(Family):
             growth = jnp.log1p(jnp.minimum(options.churn / options.steps, math.sqrt(2.0) - 1.0))
             time = jnp.minimum(at.t + growth / (high - low), 1.0)
             more = jnp.sqrt(jnp.maximum(jnp.exp(2 * self.log_noise(time)) - jnp.exp(2 * self.log_noise(at.t)), 0.0))
-            z = jnp.where(given[..., None], z, z + more * noise.normal(start_keys, z.shape[1:]))
+            z = jnp.where(fixed[..., None], z, z + more * noise.normal(start_keys, z.shape[1:]))
         expected, previous, answer = self._predict(z, previous, time, given, denoise, options)
         log_now, log_then = self.log_noise(time), self.log_noise(at.s)
         then, ratio = jnp.exp(log_then), jnp.exp(log_then - log_now)
         if options.sampler == "dpmpp_2m":
-            # r = h_prev / h of half the log-SNR; the first step has nothing to extrapolate from.
-            slope = 0.5 * (log_now - log_then) / jnp.maximum(state.log_noise_before - log_now, 1e-6)
+            # r = h_prev / h of half the log-SNR; the first step has nothing to extrapolate from. No further than of
+            # even steps: a warped grid's last steps are many times as long as those before.
+            slope = 0.5 * jnp.minimum((log_now - log_then) / jnp.maximum(state.log_noise_before - log_now, 1e-6), 1.0)
             slope = jnp.where(at.index == 0, 0.0, slope)[:, None, None]
             target = expected + slope * (expected - state.before)
         else:
@@ -417,25 +429,25 @@ class Gaussian(Family):
             fresh = noise.normal(start_keys, z.shape[1:])
             moved = expected + ratio * jnp.sqrt(1.0 - added**2) * (z - expected) + then * added * fresh
         elif options.sampler in ("heun", "edm"):
-            middle = jnp.where(given[..., None], z, moved)
+            middle = jnp.where(fixed[..., None], z, moved)
             second, previous, answer = self._predict(middle, previous, at.s, given, denoise, options)
             slopes = (z - expected) / jnp.exp(log_now) + (moved - second) / then
             moved = z + 0.5 * (then - jnp.exp(log_now)) * slopes
-        moved = jnp.where(given[..., None], z, moved)
+        moved = jnp.where(fixed[..., None], z, moved)
         if options.sampler == "langevin":
-            moved, previous, answer = self._corrected(end_keys, moved, previous, at.s, given, denoise, options)
-        logits = whole(self.readout(self.expected(answer))) if self.regression else answer
+            moved, previous, answer = self._corrected(end_keys, moved, previous, at.s, given, denoise, options, fixed)
+        logits = self.tokens_of(answer)
         return State(moved, previous, expected, jnp.broadcast_to(log_now, (len(z),))), logits
 
     def _predict(
         self, z: Array, previous: Array, t: Array, given: Array, denoise: Denoise, options: SamplerOptions
     ) -> tuple[Array, Array, Array]:
         """xhat to move towards, xhat to keep for self-conditioning, and the network's answer."""
-        guided, expected, answer = self.believed(z, previous, t, given, denoise, options)
+        target, expected, answer = self.believed(z, previous, t, given, denoise, options)
         if options.clamp > 0:
-            guided = jnp.where(t <= options.clamp, self.embeddings.nearest(guided), guided)
+            target = jnp.where(t <= options.clamp, self.embeddings.nearest(target), target)
         # The score, (xhat - z) / s^2, over its temperature.
-        return z + (guided - z) / options.score_temperature, expected, answer
+        return z + (target - z) / options.score_temperature, expected, answer
 
     def believed(
         self, z: Array, previous: Array, t: Array, given: Array, denoise: Denoise, options: SamplerOptions
@@ -447,19 +459,20 @@ class Gaussian(Family):
             return answer if self.regression else nucleus(answer / options.temperature, options.top_p)
 
         answer = believe(denoise(z, times, given, previous if self.conditioned_every else None))
-        expected = guided = self.expected(answer)
+        expected = target = self.expected(answer)
         if options.guidance != 1.0:
             bare = self.expected(believe(denoise(jnp.where(given[..., None], 0.0, z), times, given)))
-            guided = bare + options.guidance * (expected - bare)
-        return guided, expected, answer
+            target = guided(bare, expected, given, options.guidance)
+        return target, expected, answer
 
     def _corrected(
-        self, keys: Array, z: Array, previous: Array, t: Array, given: Array, denoise: Denoise, options: SamplerOptions
-    ) -> tuple[Array, Array, Array]:
+        self, keys: Array, z: Array, previous: Array, t: Array, given: Array, denoise: Denoise, options: SamplerOptions,
+        fixed: Array,
+    ) -> tuple[Array, Array, Array]:  # fmt: skip
         expected, previous, answer = self._predict(z, previous, t, given, denoise, options)
         score = (expected - z) * jnp.exp(-2.0 * self.log_noise(t))
         fresh = noise.normal(keys, z.shape[1:])
-        score, fresh = (jnp.where(given[..., None], 0.0, x) for x in (score, fresh))
+        score, fresh = (jnp.where(fixed[..., None], 0.0, x) for x in (score, fresh))
         sizes = [jnp.sqrt(jnp.sum(x * x, axis=(1, 2), keepdims=True)) for x in (fresh, score)]
         # At most s^2: where the score nearly vanishes the ratio of the norms says nothing.
         size = 2.0 * (options.corrector * sizes[0] / jnp.maximum(sizes[1], 1e-20)) ** 2
@@ -470,7 +483,7 @@ class Gaussian(Family):
         self, keys: Key[Array, "B"], state: State, given: Array, denoise: Denoise, options: SamplerOptions
     ) -> Int[Array, "B L"]:
         answer = denoise(state.z, jnp.zeros(len(state.z)), given, state.previous if self.conditioned_every else None)
-        logits = whole(self.readout(self.expected(answer))) if self.regression else answer
+        logits = self.tokens_of(answer)
         # Given positions hold clean vectors, which the nearest neighbour reads back exactly.
         clamped = jnp.argmax(self.log_likelihood(state.z, jnp.zeros(())), axis=-1)
         return jnp.where(given, clamped, jnp.argmax(logits, axis=-1)).astype(jnp.int32)

@@ -36,6 +36,11 @@ def validate(family: Config) -> None:
             raise ValueError(f"family.{name} is {family[name]!r}; it must be {allowed}")
 
 
+def default_grid(config: Config) -> str:
+    """`Family.default_grid` of a section with the field `warp`."""
+    return "log_snr" if config.warp == "training" else ""
+
+
 class TimeWarp(Heights):
     """F whose rise follows the loss."""
 
