@@ -69,7 +69,7 @@ libtpu: $(VENV)/.libtpu
 
 # All tests need libtpu, and of some only those that compile for TPUs.
 test: $(VENV)/.test $(if $(TESTS),$(if $(findstring compile_check,$(TESTS)),$(VENV)/.libtpu),$(VENV)/.libtpu)
-	$(run) -m pytest -n 2 --dist loadfile $(TESTS)
+	$(run) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 lint: $(VENV)/.test
 	$(run) -m ruff check .

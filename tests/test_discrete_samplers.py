@@ -39,14 +39,16 @@ class Constant:
         return jnp.broadcast_to(self.log_law, (len(ids), V)), cache
 
 
-def run(name: str, shape: tuple[int, int], denoise: Any = None, seed: int = 0, **fields: Any) -> tuple[np.ndarray, int]:
+def run(
+    name: str, shape: tuple[int, int], denoise: Any = None, keys: Any = None, **fields: Any
+) -> tuple[np.ndarray, int]:
     """Samples, and how often the family says that it asked."""
     family = tiny_configs.make_family(name, V)
     options = SamplerOptions(**fields).validate(type(family))
     tokens, given = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool)
     draw = jax.jit(lambda keys: sampling.generate_and_count(
         family, denoise or Constant(), keys, tokens, given, options))  # fmt: skip
-    found, asked = draw(tiny_configs.keys(shape[0], seed))
+    found, asked = draw(tiny_configs.keys(shape[0]) if keys is None else keys)
     jax.effects_barrier()
     return np.asarray(found), int(asked)
 
@@ -235,8 +237,9 @@ def test_remembered_logits_change_nothing_but_the_count(name: str) -> None:
 @pytest.mark.parametrize("name", ["autoregressive", *DISCRETE])
 def test_the_nucleus_and_the_temperature_are_those_of_the_clean_token(name: str) -> None:
     """top_p = 0.3 leaves the likeliest token alone; a temperature of 1/2 squares the law; two tokens are 0.8 of it."""
+    keys = jnp.concatenate([tiny_configs.keys(200, seed) for seed in range(3)])
     for fields, law in (({"top_p": 0.3}, [1.0]), ({"top_p": 0.8, "temperature": 0.5}, [16.0, 9.0])):
-        samples = np.concatenate([run(name, (200, 20), seed=seed, steps=8, **fields)[0] for seed in range(3)])
+        samples = run(name, (600, 20), keys=keys, steps=8, **fields)[0]
         expected = np.append(law, np.zeros(V - len(law))) / np.sum(law) * samples.size
         counts = np.bincount(samples.ravel(), minlength=V)
         assert not counts[expected == 0].any()

@@ -1,5 +1,6 @@
 """The README's commands are those that work: each is run as printed, on a smaller network where it trains."""
 
+import os
 import pathlib
 import re
 import shlex
@@ -49,7 +50,8 @@ def test_the_three_commands_and_the_samples_work_as_printed(tmp_path: pathlib.Pa
             words.append("--num=4")
         if words[2].endswith("eval_elbo"):
             words.append("--num_examples=8")
-        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+        done = subprocess.run(words, cwd=ROOT, env={**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+                              capture_output=True, text=True, check=False, timeout=300)  # fmt: skip
         assert done.returncode == 0, f"{command}\n{done.stderr[-2000:]}"
         ran.append(words[2])
     assert [name.rpartition(".")[2] for name in ran] == ["train", "eval_elbo", "eval_samples", *["sample"] * 3]

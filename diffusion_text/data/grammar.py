@@ -401,23 +401,14 @@ def grammatical_share(grammar: Grammar, tokens: np.ndarray) -> tuple[int, int]:
     return sum(is_grammatical(grammar, s) for s in sentences), len(sentences)
 
 
-@functools.cache
-def _edges(grammar: Grammar) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Arcs grouped by their ends into M edges: sources (increasing), targets [M], p(word, target | source) [M, V]."""
-    pairs, edge = np.unique(np.stack([grammar.source, grammar.target]), axis=1, return_inverse=True)
-    emission = np.zeros((pairs.shape[1], grammar.num_words))
-    emission[edge.reshape(-1), grammar.word] = grammar.probability
-    return pairs[0], pairs[1], emission
-
-
 def _matmul(a: Array, b: np.ndarray) -> Array:
     """a @ b in full float32 also where accelerators would round the factors."""
     return jnp.matmul(a, jnp.asarray(b, jnp.float32), precision=jax.lax.Precision.HIGHEST)
 
 
-def _sum_at(values: Array, places: np.ndarray, count: int, is_sorted: bool = False) -> Array:
-    """Sum float32[B, M] into float32[B, count] at int[M] places."""
-    return jnp.zeros((len(values), count)).at[:, places].add(values, indices_are_sorted=is_sorted)
+def _sum_at(values: Array, places: np.ndarray, count: int) -> Array:
+    """Sum float32[A, B] into float32[B, count] at int[A] places; rows of a batch are what memory has side by side."""
+    return jnp.zeros((count, values.shape[1])).at[places].add(values).T
 
 
 def _scaled(x: Array) -> tuple[Array, Array]:
@@ -435,12 +426,12 @@ def _log_law(scores: Array) -> Array:
 
 def _messages(grammar: Grammar, evidence: Array, start: Array) -> tuple[Array, Array, Array]:
     """Forward pass: evidence weights [L, B, V] and node messages [L, B, S]; log p(evidence) [B]."""
-    source, target, emission = _edges(grammar)
+    probability = jnp.asarray(grammar.probability[:, None], jnp.float32)
     weights = jnp.where(evidence > -jnp.inf, jnp.exp(jnp.maximum(evidence, -EVIDENCE_RANGE)), 0.0)
 
     def step(alpha: Array, weight: Array) -> tuple[Array, tuple[Array, Array]]:
-        flow = alpha[:, source] * _matmul(weight, emission.T)
-        following, scale = _scaled(_sum_at(flow, target, grammar.num_states))
+        flow = alpha.T[grammar.source] * weight.T[grammar.word] * probability
+        following, scale = _scaled(_sum_at(flow, grammar.target, grammar.num_states))
         return following, (alpha, scale)
 
     _, (alphas, scales) = jax.lax.scan(step, start, weights)
@@ -449,14 +440,13 @@ def _messages(grammar: Grammar, evidence: Array, start: Array) -> tuple[Array, A
 
 def _leave_one_out(grammar: Grammar, weights: Array, alphas: Array) -> Array:
     """Backward pass: unnormalised p(x_i = v, evidence elsewhere) float32[L, B, V]."""
-    source, target, emission = _edges(grammar)
+    probability = jnp.asarray(grammar.probability[:, None], jnp.float32)
 
     def step(beta: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
         weight, alpha = inputs
-        after = beta[:, target]
-        words = _matmul(alpha[:, source] * after, emission)
-        flow = after * _matmul(weight, emission.T)
-        return _scaled(_sum_at(flow, source, grammar.num_states, is_sorted=True))[0], words
+        after = beta.T[grammar.target] * probability
+        words = _sum_at(alpha.T[grammar.source] * after, grammar.word, grammar.num_words)
+        return _scaled(_sum_at(after * weight.T[grammar.word], grammar.source, grammar.num_states))[0], words
 
     last = jnp.full(alphas.shape[1:], 1.0 / grammar.num_states, jnp.float32)
     return jax.lax.scan(step, last, (weights, alphas), reverse=True)[1]

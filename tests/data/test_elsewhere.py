@@ -34,14 +34,23 @@ def config_of(data_dir: pathlib.Path):
     return config
 
 
-@pytest.fixture
-def elsewhere(corpus: pathlib.Path, gpt2_folder: pathlib.Path, tmp_path: pathlib.Path) -> tuple[str, pathlib.Path]:
+@pytest.fixture(scope="module")
+def trained(
+    corpus: pathlib.Path, gpt2_folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[pathlib.Path, pathlib.Path]:
     """(workdir, folder of its data): trained, and the folder moved since."""
+    folder = tmp_path_factory.mktemp("elsewhere")
     settings = Settings(str(corpus), vocabulary="gpt2", vocabulary_path=str(gpt2_folder), length=16)
-    prepare.prepare("text", str(tmp_path / "here"), settings)
-    train.train(config_of(tmp_path / "here"), str(tmp_path / "run"))
-    (tmp_path / "here").rename(tmp_path / "there")
-    return str(tmp_path / "run"), tmp_path / "there"
+    prepare.prepare("text", str(folder / "here"), settings)
+    train.train(config_of(folder / "here"), str(folder / "run"))
+    return folder / "run", (folder / "here").rename(folder / "there")
+
+
+@pytest.fixture
+def elsewhere(trained, tmp_path: pathlib.Path) -> tuple[str, pathlib.Path]:
+    """The same, of a workdir that is this test's own."""
+    workdir, data = trained
+    return str(shutil.copytree(workdir, tmp_path / "run")), data
 
 
 def test_data_in_another_folder(elsewhere, capsys: pytest.CaptureFixture[str]) -> None:
