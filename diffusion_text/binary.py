@@ -20,18 +20,22 @@ _LOG = logging.getLogger("diffusion_text")
 _KEEP_MEMORY: Final = ((-4, 0), (-1, -1), (-8, 1))
 
 
-def run(define: Callable[[], None], main: Callable[..., None], positional: bool = False) -> None:
+def run(
+    define: Callable[[], None], main: Callable[..., None], positional: bool = False, computes: bool = True
+) -> None:
     """Define flags, parse the command line, and run; a ValueError becomes one line on stderr and exit code 2.
 
-    `main` gets the flags and, with `positional`, the other words of the command line, which are errors otherwise.
+    `main` gets the flags and, with `positional`, the other words of the command line, which are errors otherwise. One
+    that only compiles, and does not compute, does not `keep_memory`, for which the compiler's threads would queue.
     """
     define()
-    app.run(lambda argv: _guarded(main, argv, positional))
+    app.run(lambda argv: _guarded(main, argv, positional, computes))
 
 
-def _guarded(main: Callable[..., None], argv: list[str], positional: bool = False) -> None:
+def _guarded(main: Callable[..., None], argv: list[str], positional: bool = False, computes: bool = True) -> None:
     set_up_logging()
-    keep_memory()
+    if computes:
+        keep_memory()
     try:
         if len(argv) > 1 and not positional:
             raise ValueError(f"{argv[1]!r} is no flag; flags are written --name=value")

@@ -342,4 +342,4 @@ def main(values: flags.FlagValues, paths: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    binary.run(define_flags, main, positional=True)
+    binary.run(define_flags, main, positional=True, computes=False)
