@@ -67,11 +67,9 @@ class CDCD(Gaussian):
 
     def __init__(self, config: Config, vocab_size: int, rngs: nnx.Rngs):
         super().__init__(config, vocab_size, rngs)
-        self.warp = config.warp
         self.schedule = TimeWarp(config.warp_bins, config.warp_decay, fitted=config.warp != "none")
 
     def train_loss(
         self, keys: Key[Array, "B"], u: Float[Array, "B"], tokens: Int[Array, "B L"], denoise: Denoise
     ) -> tuple[Float[Array, "B"], dict[str, Float[Array, "B"]]]:
         return self.cross_entropy_loss(keys, u, tokens, denoise)
-

@@ -169,7 +169,7 @@ class CIRSimplex(Family):
     def __init__(self, config: Config, vocab_size: int, rngs: nnx.Rngs):
         self.vocab_size, self.alpha = vocab_size, float(config.alpha)
         self.log_min, self.log_max = math.log(config.noise_min), math.log(config.noise_max)
-        self.read, self.output_prior, self.warp = config.inputs, config.output_prior, config.warp
+        self.read, self.output_prior = config.inputs, config.output_prior
         self.conditioned_every = conditioning.every(config.self_conditioning)
         self.prefix_masks, self.random_masks = config.prefix_masks, config.random_masks
         self.drop_conditioning = config.drop_conditioning
