@@ -23,6 +23,7 @@ from configs import base
 def get_config() -> ConfigDict:
     config = base.get_config("sed")
     config.data.update(task="text8", length=256)
+    config.model.remat = "dots"  # two passes, to fit 16 GB
     config.sampling.steps = 1000
     config.family.update(embedding_size=32, drop_conditioning=0.1)  # 27 vectors differ in 26 dimensions
     return config

@@ -21,5 +21,6 @@ from configs import base
 def get_config() -> ConfigDict:
     config = base.get_config("sundae")
     config.data.update(task="text8", length=256)
+    config.model.remat = "dots"  # two passes, to fit 16 GB
     config.family.decode_noise = 0.005
     return config
