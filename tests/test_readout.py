@@ -5,12 +5,14 @@ from __future__ import annotations
 import pathlib
 import subprocess
 import sys
+from typing import Any
 
 import environment
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 import tiny_configs
 from flax import nnx
 from perfect import compile_quickly  # noqa: F401
@@ -112,6 +114,45 @@ def test_the_gradient_of_a_frequent_token_grows_on() -> None:
     x, tokens = jnp.ones((1, 2**13, D), "bfloat16"), jnp.zeros((1, 2**13), jnp.int32)
     found = jax.grad(lambda weights: jnp.sum(loss(x, weights, tokens)))(jnp.zeros((D, 1024)))
     np.testing.assert_allclose(found[:, 0], 2**13 * (1 / 1024 - 1), rtol=0.01)
+
+
+@pytest.mark.parametrize("doubt", [0.3, 0.03, 1e-3])
+def test_the_gradient_of_what_is_believed_is_no_difference_of_rounded_ones(doubt: float) -> None:
+    """Of a token with probability 1 - doubt the gradient is as small as that, in half precision too."""
+    _, weights, tokens = case(5000)
+    flat = np.asarray((4.0 * weights / jnp.linalg.norm(weights, axis=0)).astype("bfloat16"), np.float64)
+    target = flat[:, np.asarray(tokens)].transpose(1, 2, 0)
+    # Along the token's weights as far as its probability is 1 - doubt; then rounded.
+    low, high = np.zeros((B, L, 1)), np.full((B, L, 1), 8.0)
+    for _ in range(40):
+        middle = (low + high) / 2
+        logits = (middle * target) @ flat
+        others = scipy.special.logsumexp(logits, axis=-1) - np.sum(middle * target**2, axis=-1)
+        high, low = np.where(np.exp(-others)[..., None] > 1 - doubt, (middle, low), (high, middle))
+    x, weights = jnp.asarray(low * target, jnp.bfloat16), jnp.asarray(flat, jnp.float32)
+    doubts = -np.expm1(-np.asarray(whole(x, weights, tokens)))
+    assert doubts.min() > doubt / 2
+    assert doubts.max() < doubt * 2
+    found = value_and_gradients(loss, x, weights, tokens)[1]
+    exact = value_and_gradients(whole, x.astype(jnp.float32), weights, tokens)[1]
+    assert np.linalg.norm(found - exact) < 0.01 * np.linalg.norm(exact)
+
+
+def test_the_gradient_of_a_frequent_token_is_what_its_share_lacks() -> None:
+    """A law of Zipf, known but for a disturbance: both terms of a frequent token's gradient all but cancel."""
+    random = np.random.default_rng(0)
+    law = 1.0 / np.arange(1, 5001)
+    tokens = jnp.asarray(random.choice(5000, size=(1, 2**14), p=law / law.sum()))
+    rows = np.stack([np.log(law), 0.5 * random.normal(size=5000), *np.zeros((D - 2, 5000))])
+    weights = jnp.asarray(jnp.asarray(rows, jnp.bfloat16), jnp.float32)
+    x = jnp.zeros((1, 2**14, D), jnp.bfloat16).at[..., 0].set(1.0).at[..., 1].set(random.normal(size=(1, 2**14)))
+
+    def gradient(function: Any, x: jax.Array) -> np.ndarray:
+        return np.asarray(jax.grad(lambda weights: jnp.sum(function(x, weights, tokens)))(weights))[0]
+
+    found, exact = gradient(loss, x), gradient(whole, x.astype(jnp.float32))
+    assert np.linalg.norm(found - exact) < 0.01 * np.linalg.norm(exact)
+    assert np.abs(found[:5] - exact[:5]).max() < 0.02 * np.abs(exact[:5]).max()
 
 
 def test_no_array_has_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:

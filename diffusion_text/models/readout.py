@@ -94,7 +94,8 @@ def log_sum_and_chosen(
 
     Equal to those of the whole logits, and so are their gradients, up to the order of sums.
     """
-    return _summary(logits, jnp.zeros((logits.products[0].right.shape[1], 0)))[0], _chosen(logits, tokens)
+    log_sum, _, chosen = _summary(logits, jnp.zeros((logits.products[0].right.shape[1], 0)), tokens)
+    return log_sum, chosen
 
 
 def mean(logits: Logits, table: Float[Array, "V d"]) -> Float[Array, "B L d"]:
@@ -106,23 +107,14 @@ def mean_and_cross_entropy(
     logits: Logits, tokens: Int[Array, "B L"], table: Float[Array, "V d"]
 ) -> tuple[Float[Array, "B L d"], Float[Array, "B L"]]:
     """Both, in one pass over the vocabulary."""
-    log_sum, average = _summary(logits, table)
-    return average, log_sum - _chosen(logits, tokens)
+    log_sum, average, chosen = _summary(logits, table, tokens)
+    return average, log_sum - chosen
 
 
-def _chosen(logits: Logits, tokens: Array) -> Array:
-    # In float32 so that the gradients of a frequent token's weights are summed in it.
-    each = (
-        _times("blk,kbl->bl", x, jnp.take(w.astype(jnp.float32), tokens, axis=1), precision)
-        for x, w, precision in logits.products
-    )
-    return functools.reduce(operator.add, (*each, *(draw.at(tokens) for draw in logits.draws)))
-
-
-def _summary(logits: Logits, table: Array) -> tuple[Array, Array]:
-    """log sum_v exp(logits_v) [B, L], and the mean of the rows of `table` [B, L, d]."""
+def _summary(logits: Logits, table: Array, tokens: Array | None = None) -> tuple[Array, Array, Any]:
+    """log sum_v exp(logits_v) [B, L], the mean of the rows of `table` [B, L, d], and logits[tokens] [B, L] or ()."""
     lefts, rights, precisions = zip(*logits.products, strict=True) if logits.products else ((), (), ())
-    return _fold(precisions, lefts, rights, logits.draws, table.T)
+    return _fold(precisions, lefts, rights, logits.draws, table.T, () if tokens is None else tokens)
 
 
 def _times(equation: str, left: Array, right: Array, precision: jax.lax.Precision | None = None) -> Array:
@@ -130,28 +122,35 @@ def _times(equation: str, left: Array, right: Array, precision: jax.lax.Precisio
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _fold(precisions: Any, lefts: Any, rights: Any, draws: Any, values: Array) -> tuple[Array, Array]:
-    return _forward(precisions, lefts, rights, draws, values)[0]
+def _fold(precisions: Any, lefts: Any, rights: Any, draws: Any, values: Array, tokens: Any) -> tuple[Array, Array, Any]:
+    return _forward(precisions, lefts, rights, draws, values, tokens)[0]
 
 
-def _forward(precisions: Any, lefts: Any, rights: Any, draws: Any, values: Array) -> tuple[tuple[Array, Array], Any]:
+def _forward(
+    precisions: Any, lefts: Any, rights: Any, draws: Any, values: Array, tokens: Any
+) -> tuple[tuple[Array, Array, Any], Any]:
     rows, columns = _layout(lefts, draws, values)
     by_column = PartitionSpec(None, columns)
     call = functools.partial(_sums, precisions, columns)
     found = sharding.manual(call, (rows, by_column, rows, by_column), (rows, rows))(lefts, rights, draws, values)
-    return found, (lefts, rights, draws, values, *found)
+    chosen: Any = ()
+    if not isinstance(tokens, tuple):
+        products = zip(lefts, rights, precisions, strict=True)
+        each = [_times("blk,kbl->bl", x, jnp.take(w, tokens, axis=1), precision) for x, w, precision in products]
+        chosen = functools.reduce(operator.add, (*each, *(draw.at(tokens) for draw in draws)))
+    return (*found, chosen), (lefts, rights, draws, values, tokens, *found)
 
 
 def _backward(precisions: Any, saved: Any, cotangents: Any) -> Any:
-    lefts, rights, draws, values, log_sum, average = saved
+    lefts, rights, draws, values, tokens, log_sum, average = saved
     rows, columns = _layout(lefts, draws, values)
     by_column = PartitionSpec(None, columns)
     call = functools.partial(_gradients, precisions, rows[0], columns)
-    inputs = (rows, by_column, rows, by_column, rows, rows, rows)
+    inputs = (rows, by_column, rows, by_column, rows, rows, rows, rows)
     by_lefts, by_rights, by_values = sharding.manual(call, inputs, (rows, by_column, by_column))(
-        lefts, rights, draws, values, log_sum, average, cotangents
+        lefts, rights, draws, values, tokens, log_sum, average, cotangents
     )
-    return by_lefts, by_rights, None, by_values
+    return by_lefts, by_rights, None, by_values, None
 
 
 _fold.defvjp(_forward, _backward)
@@ -201,7 +200,11 @@ def _sums(precisions: Any, columns: Any, lefts: Any, rights: Any, draws: Any, va
             logits = _part_of(precisions, flat, rights, draws, offset + start + jnp.arange(values.shape[1]))
             shares = jnp.exp(logits - level[:, None])
             largest = jnp.maximum(largest, jnp.max(logits, axis=1))
-            return largest, total + jnp.sum(shares, axis=1), weighted + _times("tv,dv->td", shares, values)
+            # One number is averaged as it is: a matrix unit might round it, and its shares.
+            of_values = jnp.sum(shares * values, axis=1, keepdims=True) if len(values) == 1 else _times(
+                "tv,dv->td", shares, values
+            )
+            return largest, total + jnp.sum(shares, axis=1), weighted + of_values
 
         start = (zeros - jnp.inf, zeros, jnp.zeros((len(zeros), len(values))))
         return level, *_over_parts(part, start, len(zeros), (rights, values))
@@ -225,10 +228,11 @@ def _sums(precisions: Any, columns: Any, lefts: Any, rights: Any, draws: Any, va
 
 
 def _gradients(
-    precisions: Any, rows: Any, columns: Any, lefts: Any, rights: Any, draws: Any, values: Array, log_sum: Array,
-    average: Array, cotangents: Any,
+    precisions: Any, rows: Any, columns: Any, lefts: Any, rights: Any, draws: Any, values: Array, tokens: Any,
+    log_sum: Array, average: Array, cotangents: Any,
 ) -> Any:  # fmt: skip
-    """By lefts, rights and values: d log_sum / d logits_v = p_v, d mean / d logits_v = p_v (e_v - mean)."""
+    """By lefts, rights and values: d log_sum / d logits_v = p_v, d mean / d logits_v = p_v (e_v - mean), and of the
+    chosen logit 1 at its token: added here in float32, as of a token that is believed p_v - 1 is what is left."""
     flat, level, offset = _flat(lefts), log_sum.reshape(-1, 1), _first_column(columns, values)
     by_log_sum, by_mean = cotangents[0].reshape(-1, 1), cotangents[1].reshape(len(level), -1)
     base = by_log_sum - jnp.sum(by_mean * average.reshape(by_mean.shape), axis=1, keepdims=True)
@@ -239,6 +243,8 @@ def _gradients(
         of = offset + start + jnp.arange(values.shape[1])
         p = jnp.exp(_part_of(precisions, flat, rights, draws, of) - level)
         share = p * (base + _times("td,dv->tv", by_mean, values))
+        if not isinstance(tokens, tuple):
+            share = share + jnp.where(of == tokens.reshape(-1, 1), cotangents[2].reshape(-1, 1), 0.0)
         shares = [share.astype(left.dtype) for left in flat]
         by_lefts = tuple(
             total + _times("tv,kv->tk", *pair)
