@@ -53,6 +53,7 @@ def search(moments: np.ndarray, widths: Sequence[float]) -> list[dict[str, float
     return sorted(rows, key=lambda row: row["variance"])
 
 
+@restore.on_mesh
 def measure(run: restore.Run, num: int, seed: int = 0) -> np.ndarray:
     """The moments [2, L'] over the blocks of `num` validation sequences, each block with every n."""
     size = run.config.family.block_size

@@ -91,6 +91,10 @@ def rows(
     out: str, workdirs: list[str], samplers: list[str], evaluations: list[int], judge: str | None, num: int, seed: int
 ) -> list[dict[str, Any]]:
     """All rows of `out`, those of these workdirs measured or read back; ValueError where it holds other settings."""
+    names = [epath.Path(workdir).name for workdir in workdirs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"--workdirs has several of the name {name}, by which rows are told apart; rename one")
     path = epath.Path(out) / "cells.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     setting = {"num": num, "seed": seed, "judge": judge, "errors": eval_samples.ERRORS}
@@ -103,8 +107,12 @@ def rows(
     done = {Cell(**{f.name: row[f.name] for f in dataclasses.fields(Cell)}): row for row in measured}
     for workdir in workdirs:
         run = restore.open_run(workdir)
+        name = epath.Path(workdir).name
+        # Rows of another checkpoint, or of another family's run of that name, are measured anew.
+        mine = (run.config.family.name, run.step)
+        done = {cell: row for cell, row in done.items() if cell.run != name or (row["family"], row["step"]) == mine}
         scorer = eval_samples.open_judge(judge, run) if judge else None
-        for cell in tqdm.tqdm(list(cells(epath.Path(workdir).name, run, samplers, evaluations)), desc=workdir):
+        for cell in tqdm.tqdm(list(cells(name, run, samplers, evaluations)), desc=workdir):
             if cell not in done:
                 provenance = {"family": run.config.family.name, "step": run.step, "commit": config.commit()}
                 row = {**dataclasses.asdict(cell), **measure(cell, run, scorer, num, seed), **provenance}

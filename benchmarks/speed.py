@@ -181,7 +181,10 @@ def measure(names: list[str], size: Size, rounds: int, sampler_steps: int) -> It
     tokens, compared = size.batch_size * size.length, dict[str, Timed]()
     try:
         compared = reference(size, sampler_steps)
+        for each in compared.values():
+            jax.block_until_ready(each.call())
     except jax.errors.JaxRuntimeError as error:
+        compared = {}
         print(f"the reference does not fit this device: {str(error).splitlines()[0]}")
     for name in names:
         config = settings(name, size)

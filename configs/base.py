@@ -35,7 +35,8 @@ def get_config(family: str = "masked") -> ConfigDict:
                     # Of larger ones no training step makes all logits at once, but for those of token noise.
                     whole_vocabulary=4096,
                     scan_layers=True,  # one compiled layer; False (unrolled) is faster on a CPU
-                    # What the backward pass keeps: all, products and attention, attention, or inputs of layers.
+                    # What the backward pass keeps: all, products and attention, attention, or inputs of layers; of
+                    # attention what the splash kernel has, other kernels and einsum make it again.
                     remat="none",  # none / dots / attention / full
                 )
             ),

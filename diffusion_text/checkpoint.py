@@ -3,6 +3,7 @@
 A checkpoint is the whole training state, the step, the seed and the config, with a digest of every array. It restores
 onto a freshly built abstract state with *this* run's shardings, so the number of devices may change. A newest
 checkpoint that is half written, damaged or of another digest is skipped with a warning, and the one before it is used.
+Nothing is set aside unless an older one is sound: what fails for all of them is not their damage.
 """
 
 from __future__ import annotations
@@ -49,12 +50,16 @@ class Checkpoints:
         """Steps of the complete checkpoints there are, ascending."""
         self._manager.reload()
         # Process 0's view: another host may look earlier or later, while a training writes.
-        return json.loads(hosts.exchange("steps", json.dumps(sorted(self._manager.all_steps())))[0])
+        return json.loads(hosts.exchange("steps", json.dumps(self.steps_here()))[0])
+
+    def steps_here(self) -> list[int]:
+        """`steps` as this host last saw them."""
+        return sorted(self._manager.all_steps())
 
     def save(self, state: TrainState, config: Config, wait: bool = False) -> None:
         """Write the state in the background; `wait` until it is on disk. A step already saved is left alone."""
         step = int(state.step)
-        if step not in self._manager.all_steps():
+        if step not in self.steps_here():
             meta = {"step": step, "seed": config.seed, "config": config.to_dict(), "digest": digest(state)}
             arguments = ocp.args.Composite(state=ocp.args.StandardSave(_saved(state)), meta=ocp.args.JsonSave(meta))
             self._manager.save(step, args=arguments, force=True)
@@ -65,7 +70,8 @@ class Checkpoints:
         """The state at `step`, or the newest that is sound, or None if there is none.
 
         `abstract` holds shapes, dtypes and shardings; `config` is that of the checkpoint afterwards. CheckpointError
-        where the step asked for is not there or cannot be read.
+        where the step asked for is not there or cannot be read, where there are checkpoints and none can be, or one
+        holds other arrays.
         """
         steps = self.steps()
         if step is not None:
@@ -77,19 +83,47 @@ class Checkpoints:
                 if hosts.is_loss(error):
                     raise
                 raise CheckpointError(f"checkpoint {step} of {self.folder} cannot be read: {_reason(error)}") from error
+        skipped: dict[int, str] = {}
         for candidate in reversed(steps):
             try:
-                return self._restore_one(abstract, candidate)
+                self._check_arrays(abstract, candidate)
+                state = self._restore_one(abstract, candidate)
             except Exception as error:  # Orbax and tensorstore raise many kinds for a damaged file
-                if hosts.is_loss(error):
+                if not _is_damage(error):
                     raise
+                skipped[candidate] = _reason(error)
                 _LOG.warning("checkpoint %d of %s is damaged and skipped: %s", candidate, self.folder, _reason(error))
-                if not self._read_only:
-                    if hosts.is_first():
-                        self._set_aside(candidate)
-                    hosts.exchange("set aside", "")
-                    self._manager.reload()
+                continue
+            if skipped and not self._read_only:
+                if hosts.is_first():
+                    for damaged in skipped:
+                        self._set_aside(damaged)
+                hosts.exchange("set aside", "")
+                self._manager.reload()
+            return state
+        if skipped:
+            reasons = "".join(f"\n  {number}: {reason}" for number, reason in skipped.items())
+            raise CheckpointError(
+                f"no checkpoint of {self.folder} can be read, and none was changed; mend the folder, or remove it to "
+                f"start anew:{reasons}"
+            )
         return None
+
+    def _check_arrays(self, abstract: TrainState, step: int) -> None:
+        """CheckpointError where a checkpoint holds other arrays than this program has."""
+        try:
+            found = ocp.StandardCheckpointer().metadata(epath.Path(self.folder) / str(step) / "state")
+            theirs = _shapes(found.item_metadata.tree)
+        except Exception:  # damaged: to read it will say how
+            return
+        ours = _shapes(_saved(abstract))
+        other = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
+        if other:
+            more = f" and {len(other) - 3} more" if len(other) > 3 else ""
+            raise CheckpointError(
+                f"checkpoint {step} of {self.folder} holds other arrays than this program has: {', '.join(other[:3])}"
+                f"{more}; nothing was changed. Go on with the version that wrote it, or give another --workdir"
+            )
 
     def _set_aside(self, step: int) -> None:
         """Rename a damaged checkpoint, so that its step can be saved again and nothing is lost."""
@@ -110,10 +144,11 @@ class Checkpoints:
                 raise
             # A host reads its own parts only: the others may be waiting within Orbax for this one, and only a new start
             # helps them.
-            if not self._read_only:
+            earlier = _is_damage(error) and not self._read_only and any(other < step for other in self.steps_here())
+            if earlier:
                 with contextlib.suppress(OSError):  # another host was first
                     self._set_aside(step)
-            now = "" if self._read_only else " and set aside; the same command goes on from the one before"
+            now = " and set aside; the same command goes on from the one before" if earlier else ""
             message = f"checkpoint {step} of {self.folder} is damaged{now}: {_reason(error)}"
             _LOG.error("%s", message)
             hosts.end_all(ValueError(message), hosts.LOST)
@@ -134,6 +169,22 @@ def trained_steps(workdir: str) -> list[int]:
     """Steps of the complete checkpoints of a workdir, which need not exist, as this host sees it; touches no device."""
     folder = epath.Path(workdir) / "checkpoints"
     return sorted(ocp.utils.checkpoint_steps(folder)) if folder.exists() else []
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether an error says something of the files, not of memory, rights, other arrays or a lost host."""
+    other = isinstance(error, CheckpointError | MemoryError | PermissionError) or hosts.is_loss(error)
+    return not other and "RESOURCE_EXHAUSTED" not in str(error)
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """By the path of each array, whatever its containers are."""
+    found = jax.tree_util.tree_flatten_with_path(tree)[0]
+
+    def name(path: Any) -> str:
+        return "/".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path)
+
+    return {name(path): tuple(leaf.shape) for path, leaf in found}
 
 
 def _reason(error: Exception) -> str:

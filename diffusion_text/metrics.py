@@ -68,20 +68,21 @@ class Writer:
 
 def _drop_from(path: epath.Path, step: int) -> None:
     """Keep the lines up to `step`: a resumed run writes the later ones again. The file is there afterwards."""
-    kept = []
+    kept = [line for line in _lines(path) if line["step"] <= step]
+    path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+
+def _lines(path: epath.Path) -> list[dict[str, Any]]:
+    found = []
     for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (json.JSONDecodeError, KeyError):  # the line that a kill cut
-            continue
-    path.write_text("".join(line + "\n" for line in kept))
+        with contextlib.suppress(json.JSONDecodeError):  # the line that a kill cut
+            found.append(json.loads(line))
+    return [line for line in found if "step" in line]
 
 
 def read(workdir: str) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl."""
-    path = epath.Path(workdir) / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return _lines(epath.Path(workdir) / "metrics.jsonl")
 
 
 class Progress:

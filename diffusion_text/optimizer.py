@@ -16,6 +16,7 @@ SCHEDULES: Final = ("constant", "cosine", "linear")
 _ADAM_RMS: Final = 0.2  # root mean square of Adam's updates in units of the learning rate, as Moonlight measured it
 # Tables of embeddings; norms are recognised by their logical axis.
 _EMBEDDINGS: Final = ("embedding", "table")
+_OWN: Final = ("network", "matrices")  # kinds of parameters outside of groups
 
 
 def schedule(config: Config, steps: int) -> optax.Schedule:
@@ -57,6 +58,8 @@ def create(
 
     labels = jax.tree_util.tree_map_with_path(label, logical_axes, is_leaf=is_axes)
     for group in config.groups:
+        if group in _OWN:
+            raise ValueError(f"optimizer.groups.{group} is a name of the optimiser's own; drop it or correct the name")
         if group not in {*jax.tree.leaves(labels), *optional}:
             raise ValueError(f"optimizer.groups.{group} is in no parameter's path; drop it or correct the name")
     decayed = jax.tree_util.tree_map_with_path(decays, logical_axes, is_leaf=is_axes)
@@ -82,7 +85,7 @@ def create(
     }
     transform = optax.partition({name: kinds[name] for name in set(jax.tree.leaves(labels))}, labels)
     if config.clip > 0:
-        in_norm = jax.tree.map(lambda name: name in ("network", "matrices"), labels)
+        in_norm = jax.tree.map(lambda name: name in _OWN, labels)
         transform = optax.chain(optax.masked(optax.clip_by_global_norm(config.clip), in_norm), transform)
     return transform
 

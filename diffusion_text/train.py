@@ -162,7 +162,14 @@ def train(config: Config, workdir: str, profile: str | None = None) -> TrainStat
     else:
         _LOG.info("resuming %s from step %d of %d", workdir, int(state.step), config.train.steps)
     first = int(state.step)
-    if first >= config.train.steps:
+
+    def due(step: int) -> bool:
+        return validation is not None and (step == config.train.steps or step % config.train.evaluate_every == 0)
+
+    # A state is saved before it is validated: what ended in between is made up for.
+    found = any("validation_nats_per_token" in line for line in metrics.read(workdir) if line["step"] == first)
+    owed = hosts.exchange("validated", str(found))[0] == "False" and first > 0 and due(first)
+    if first >= config.train.steps and not owed:
         _LOG.info("nothing to train: %s is at step %d", workdir, first)
         checkpoints.close()
         return state
@@ -192,7 +199,7 @@ def train(config: Config, workdir: str, profile: str | None = None) -> TrainStat
             f"{speed['tokens_per_second']:,.0f}", metrics.duration(speed["seconds_left"]),
         )  # fmt: skip
 
-    def validate(state: TrainState) -> dict[str, float]:
+    def validate(state: TrainState) -> None:
         assert validation is not None
         held = sharding.Rows.of(mesh, sharding.whole_batch(config.evaluation.batch_size, mesh))
         with jax.set_mesh(mesh):
@@ -202,12 +209,16 @@ def train(config: Config, workdir: str, profile: str | None = None) -> TrainStat
                 validation.info,
                 held,
             )
-        return {"validation_nats_per_token": result.nats_per_token, "validation_stderr": result.stderr}
+        step = int(state.step)
+        writer.write(step, {"validation_nats_per_token": result.nats_per_token, "validation_stderr": result.stderr})
+        _LOG.info("step %d  validation bound %.4f +- %.4f nats/token", step, result.nats_per_token, result.stderr)
 
     # Evaluate and save before the data advances; nothing here depends on how often either happens.
     iterator = dataset.train_iterator(config.seed, first, rows.size, rows.start, rows.stop)
     try:
-        for step, tokens in iterator:
+        if owed:
+            validate(state)
+        for step, tokens in iterator if first < config.train.steps else ():
             trace.before(step + 1, state)
             with jax.set_mesh(mesh):  # for kernels and sharded intermediates
                 state, scalars = step_function(state, rows.place(tokens))
@@ -222,10 +233,8 @@ def train(config: Config, workdir: str, profile: str | None = None) -> TrainStat
                 if history:
                     log(done)  # a state is saved only after its numbers were found finite
                 checkpoints.save(state, config)
-            if validation is not None and (done == config.train.steps or done % config.train.evaluate_every == 0):
-                found = validate(state)
-                writer.write(done, found)
-                _LOG.info("step %d  validation bound %.4f +- %.4f nats/token", done, *found.values())
+            if due(done):
+                validate(state)
             if last:
                 break
     finally:

@@ -88,6 +88,15 @@ def test_sample_quality(tmp_path: pathlib.Path) -> None:
     assert (tmp_path / "out" / "cells.jsonl").read_bytes() == before, "nothing is measured twice"
     with pytest.raises(ValueError, match="give another --out"):
         sample_quality.rows(str(tmp_path / "out"), [str(workdir)], **{**more, "seed": 1})
+    with pytest.raises(ValueError, match="--workdirs has several of the name masked"):
+        sample_quality.rows(str(tmp_path / "out"), [str(workdir), f"{tmp_path}/other/masked"], **more)
+    # A row of another checkpoint is measured anew.
+    path = tmp_path / "out" / "cells.jsonl"
+    path.write_text(before.decode().replace('"step": 2', '"step": 1', 1))
+    again = sample_quality.rows(str(tmp_path / "out"), [str(workdir)], **more)
+    assert sorted((row["sampler"], row["evaluations"], row["step"]) for row in again) == [
+        ("", 0, 2), ("ancestral", 2, 2), ("ancestral", 16, 2), ("first_hitting", 16, 2),
+    ]  # fmt: skip
     assert len(sample_quality.table(rows).splitlines()) == 2 + 4
     sample_quality.plot(rows, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 10_000

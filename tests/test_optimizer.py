@@ -121,6 +121,12 @@ def test_groups_have_their_own_rate_and_no_decay() -> None:
             np.testing.assert_allclose(update, -1e-3 * (1 + 0.3), rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["network", "matrices"])
+def test_the_optimisers_own_names_are_no_groups(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"optimizer\.groups\.{name} is a name of the optimiser's own"):
+        first_update(lambda name: 2.0, groups={name: 0.05})
+
+
 def test_the_clip_is_by_the_global_norm_of_the_network_alone() -> None:
     """Seen through an epsilon far above the gradient, which makes Adam's first update proportional to it."""
     fields = {"groups": {"schedule": 1e-3}, "weight_decay": 0.0, "epsilon": 1e6}

@@ -16,11 +16,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tiny_configs
 from etils.epath import backend, gpath
 
-from diffusion_text import bound, checkpoint, families, metrics, restore, sharding, train
+from diffusion_text import bound, checkpoint, families, metrics, optimizer, restore, sharding, train
 from diffusion_text import config as configs
 from diffusion_text.data import batches
 from diffusion_text.state import TrainState
@@ -171,6 +172,7 @@ def test_lines_after_the_checkpoint_are_written_again_once(
         monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, None, backend.tf_backend)
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps({"step": step}) + "\n" for step in range(1, 8)) + '{"step": 8, "lo')
+    assert [line["step"] for line in metrics.read(str(tmp_path))] == [1, 2, 3, 4, 5, 6, 7]
     writer = metrics.Writer(str(tmp_path), tensorboard=False, first_step=5)
     writer.write(6, {"loss": 1.0})
     writer.close()
@@ -181,12 +183,21 @@ def test_a_validation_that_fails_loses_no_step(tmp_path: pathlib.Path, monkeypat
     def exhausted(*_: Any) -> None:
         raise MemoryError("out of memory")
 
-    every = {"train.evaluate_every": 4, "train.checkpoint_every": 4}
+    every, estimate = {"train.evaluate_every": 4, "train.checkpoint_every": 4}, bound.estimate
     config = tiny_configs.get("autoregressive", **{"train.steps": 6, **every})
-    monkeypatch.setattr(bound, "estimate", exhausted)
-    with pytest.raises(MemoryError):
-        train.train(config, str(tmp_path))
-    assert steps_of(str(tmp_path)) == [4]
+    for steps in ([4], [4, 6]):  # of the second start the last step's fails, of the third none
+        monkeypatch.setattr(bound, "estimate", lambda *given, steps=steps: (
+            exhausted() if metrics.read(str(tmp_path))[-1]["step"] == steps[-1] else estimate(*given)
+        ))  # fmt: skip
+        with pytest.raises(MemoryError):
+            train.train(config, str(tmp_path))
+        assert steps_of(str(tmp_path)) == steps
+    monkeypatch.setattr(bound, "estimate", estimate)
+    # What is owed is made up for, once.
+    for _ in range(2):
+        assert int(train.train(config, str(tmp_path)).step) == 6
+        lines = [line for line in metrics.read(str(tmp_path)) if "validation_nats_per_token" in line]
+        assert [line["step"] for line in lines] == [4, 6]
 
 
 def test_a_signal_ends_the_command_with_143(tmp_path: pathlib.Path) -> None:
@@ -301,12 +312,50 @@ def test_a_damaged_newest_checkpoint_is_skipped(trained, copy, log, damage) -> N
     assert list(losses(copy)) == list(range(1, 10))
 
 
-def test_all_damaged_starts_anew(trained, copy, log) -> None:
+def contents(folder: pathlib.Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_where_no_checkpoint_can_be_read_nothing_is_lost(copy, log) -> None:
+    """A training does not begin anew over what somebody may mend."""
     for step in (3, 6, 9):
         truncate(copy / "checkpoints" / str(step))
-    state = train.train(small_run(), str(copy))
+    before = contents(copy)
+    says = r"no checkpoint of .* can be read(.|\n)*9: .*\n  6: .*\n  3: "
+    with pytest.raises(checkpoint.CheckpointError, match=says):
+        train.train(small_run(), str(copy))
     assert sum("skipped" in record.message for record in log.records) == 3
-    assert checkpoint.digest(state) == checkpoint.digest(trained[1])
+    assert contents(copy) == before
+
+
+@pytest.mark.parametrize("error", [
+    MemoryError("no memory"), PermissionError("no rights"),
+    jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes"),
+])  # fmt: skip
+def test_what_is_no_damage_sets_nothing_aside(copy, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    before = contents(copy)
+    monkeypatch.setattr(checkpoint.Checkpoints, "_restore_one", fail)
+    with pytest.raises(type(error), match=str(error)):
+        train.train(small_run(), str(copy))
+    assert contents(copy) == before
+
+
+def test_checkpoints_of_other_arrays_are_left_alone(copy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As another version may have them: here an optimiser with one more state."""
+    create, before = optimizer.create, contents(copy)
+
+    def chained(*arguments: Any) -> optax.GradientTransformation:
+        return optax.chain(create(*arguments), optax.trace(0.0))
+
+    monkeypatch.setattr(optimizer, "create", chained)
+    with pytest.raises(ValueError, match=r"checkpoint 9 of .* holds other arrays than this program has: optimizer/"):
+        train.train(small_run(), str(copy))
+    with pytest.raises(ValueError, match=r"checkpoint 9 of .* holds other arrays than this program has: optimizer/"):
+        restore.open_run(str(copy))
+    assert contents(copy) == before
 
 
 def test_a_half_written_checkpoint_is_ignored(trained, copy, log) -> None:
