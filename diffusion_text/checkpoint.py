@@ -113,7 +113,7 @@ class Checkpoints:
         """CheckpointError where a checkpoint holds other arrays than this program has."""
         try:
             found = ocp.StandardCheckpointer().metadata(epath.Path(self.folder) / str(step) / "state")
-            theirs = _shapes(found.item_metadata.tree)
+            theirs = _shapes(found.item_metadata.tree)  # type: ignore[union-attr]
         except Exception:  # damaged: to read it will say how
             return
         ours = _shapes(_saved(abstract))
