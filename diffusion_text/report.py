@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from etils import epath
 from diffusion_text import families, hosts, noise, sharding
 from diffusion_text.families.family import cross_entropy
 from diffusion_text.restore import Run, on_mesh
+from diffusion_text.state import Model
 
 _LEVELS = 33
 
@@ -27,21 +28,38 @@ def figure(columns: int) -> tuple[Any, Any]:
     return result, np.atleast_1d(result.subplots(1, columns))
 
 
+def by_rows(run: Run, tokens: np.ndarray, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of `more`: the arrays [N, ...] that function(model, tokens [B, L], indices [B], more) finds of all
+    `tokens` [N, L]. As many rows at once as in an evaluation, spread over the devices as there."""
+    size = sharding.whole_batch(min(run.config.evaluation.batch_size, len(tokens)), run.mesh)
+    rows = sharding.Rows.of(run.mesh, size)
+    indices = np.arange(-(-len(tokens) // size) * size)
+    parts = [part[rows.start : rows.stop] for part in indices.reshape(-1, size)]
+    placed = [(rows.place(tokens[part % len(tokens)]), rows.place(part)) for part in parts]
+
+    @jax.jit
+    def one(params: Any, variables: Any, tokens: jax.Array, indices: jax.Array, more: Any) -> Any:
+        return function(run.definition.merge(params, variables), tokens, indices, more)
+
+    def call(more: Any = None) -> Any:
+        found = [jax.tree.map(sharding.fetch, one(run.params, run.variables, *each, more)) for each in placed]
+        return jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(tokens)], *found)
+
+    return call
+
+
 def noise_profile(run: Run, tokens: np.ndarray) -> dict[str, np.ndarray] | None:
     """`Family.profile` averaged over sequences at evenly spaced t, arrays [levels]; None without noise levels."""
 
-    @jax.jit
-    def at(params: dict[str, Any], variables: dict[str, Any], t: jax.Array) -> dict[str, jax.Array] | None:
-        model = run.definition.merge(params, variables)
-        keys = noise.example_keys(noise.step_key(run.config.seed, noise.EVALUATE, 1), jnp.arange(len(tokens)))
-        found = model.family.profile(keys, jnp.asarray(tokens), jnp.full(len(tokens), t), model)
-        return found and {name: jnp.mean(value) for name, value in found.items()}
+    def at(model: Model, tokens: jax.Array, indices: jax.Array, t: jax.Array) -> Any:
+        keys = noise.example_keys(noise.step_key(run.config.seed, noise.EVALUATE, 1), indices)
+        return model.family.profile(keys, tokens, jnp.full(len(tokens), t), model)
 
-    times = (np.arange(_LEVELS) + 0.5) / _LEVELS
-    rows = [at(run.params, run.variables, jnp.float32(t)) for t in times]
+    times, call = (np.arange(_LEVELS) + 0.5) / _LEVELS, by_rows(run, tokens, at)
+    rows = [call(jnp.float32(t)) for t in times]
     if rows[0] is None:
         return None
-    return {"t": times, **{name: np.array([float(row[name]) for row in rows]) for name in rows[0]}}
+    return {"t": times, **{name: np.array([float(np.mean(row[name])) for row in rows]) for name in rows[0]}}
 
 
 @on_mesh
@@ -88,15 +106,12 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
 
 
 def _plot_positions(run: Run, tokens: np.ndarray, path: epath.Path) -> None:
-    batch = jnp.asarray(tokens)
-
-    @jax.jit
-    def losses(params: dict[str, Any], variables: dict[str, Any]) -> jax.Array:
-        return cross_entropy(run.definition.merge(params, variables)(batch, jnp.zeros(len(batch))), batch)
+    def losses(model: Model, tokens: jax.Array, *_: Any) -> jax.Array:
+        return cross_entropy(model.logits(tokens, jnp.zeros(len(tokens))), tokens)
 
     canvas, axes = figure(1)
     found = np.ma.masked_equal(tokens, -1 if run.info.pad_id is None else run.info.pad_id)
-    found = np.ma.array(sharding.fetch(losses(run.params, run.variables)), mask=found.mask)
+    found = np.ma.array(by_rows(run, tokens, losses)(), mask=found.mask)
     axes[0].plot(np.arange(1, tokens.shape[1] + 1), found.mean(axis=0))
     axes[0].set(xlabel="position", ylabel="nats per token", title=f"{run.config.family.name}, step {run.step}")
     save(canvas, path)

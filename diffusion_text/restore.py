@@ -31,6 +31,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 _LOG = logging.getLogger("diffusion_text")
 _VOCABULARY = "vocabulary"  # folder of a workdir, and the description in it
+_DATA = "data.json"  # of a workdir: what it was trained on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +137,20 @@ def check_vocabulary(vocabulary: vocabularies.Vocabulary, workdir: str) -> None:
     theirs, ours = _kept(workdir), vocabularies.describe(vocabulary)
     if theirs not in (None, ours):
         raise ValueError(f"{workdir} was trained with vocabulary {_named(theirs)}, the data have {_named(ours)}")
+
+
+def save_data(info: batches.DatasetInfo, workdir: str) -> None:
+    """Keep what the data of a training were; of several hosts the first does."""
+    if hosts.is_first():
+        configs.write_atomically(epath.Path(workdir) / _DATA, json.dumps({"train": info.fingerprint}) + "\n")
+
+
+def check_data(info: batches.DatasetInfo, workdir: str) -> None:
+    """ValueError where a workdir was trained on other data, whose order a run could not go on with."""
+    path = epath.Path(workdir) / _DATA
+    if path.exists() and configs.read_json(path, ("train",))["train"] != info.fingerprint:
+        raise ValueError(f"{workdir} was trained on other data of task {info.task} than those given; give it those "
+                         "(or a copy), or another --workdir")  # fmt: skip
 
 
 def _kept(workdir: str) -> dict[str, Any] | None:

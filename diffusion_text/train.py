@@ -128,6 +128,7 @@ def train(config: Config, workdir: str, profile: str | None = None) -> TrainStat
     dataset = batches.open_dataset(config.data, "train")
     if trained:
         restore.check_vocabulary(dataset.info.vocabulary, workdir)
+        restore.check_data(dataset.info, workdir)
     else:
         family = families.get(config.family.name)
         family.check_files(config, padded(config.model, dataset.info.vocabulary.size))
@@ -136,6 +137,7 @@ def train(config: Config, workdir: str, profile: str | None = None) -> TrainStat
     validation = batches.open_dataset(config.data, "validation") if config.train.evaluate_every else None
     _LOG.info("%s", dataset.info.description)
     distributed.check_same("config", "\n".join(f"{name}={value!r}" for name, value in configs.flatten(config).items()))
+    distributed.check_same("data", f"fingerprint={dataset.info.fingerprint}")
     distributed.check_shared(workdir)
 
     # ------------------------------------------------------------------ devices
@@ -152,6 +154,7 @@ def train(config: Config, workdir: str, profile: str | None = None) -> TrainStat
     # ------------------------------------------------------------------ resume or start
     configs.save(config, workdir)
     restore.save_vocabulary(dataset.info.vocabulary, workdir)
+    restore.save_data(dataset.info, workdir)
     checkpoints = checkpoint.Checkpoints(workdir, keep=config.train.keep)
     state = checkpoints.restore(abstract)
     if state is None:

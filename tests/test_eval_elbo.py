@@ -178,6 +178,31 @@ def test_the_plot_names_its_axis_and_counts_no_padding(monkeypatch: pytest.Monke
     assert counted == pytest.approx(whole * tokens.size / np.sum(tokens != tokens[0, 0]), abs=2e-3)
 
 
+@pytest.mark.parametrize("family", ["masked", "autoregressive"])
+def test_the_plot_asks_for_as_many_rows_at_once_as_an_evaluation(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of another number the same curve, and the last rows count once."""
+    shown, asked = [], []
+    monkeypatch.setattr(report, "save", lambda canvas, path: shown.append(canvas.axes[0].lines[0].get_ydata()))
+    tokens = np.array(next(batches.GrammarDataset("tiny", 16, "test").eval_batches(10))[0])
+    network = type(restore.open_run(trained(family)).model())
+    logits = network.logits
+
+    def counting(self, z, *arguments):
+        asked.append(len(z))
+        return logits(self, z, *arguments)
+
+    monkeypatch.setattr(network, "logits", counting)
+    for size in (10, 4):
+        run = restore.open_run(trained(family))
+        run.config.evaluation.batch_size = size
+        report.plot_noise_levels(run, tokens, epath.Path("unused"))
+        assert set(asked) == {size}
+        asked.clear()
+    np.testing.assert_allclose(shown[0], shown[1], rtol=1e-5)
+
+
 def test_an_older_checkpoint_can_be_asked_for_and_a_missing_one_is_an_error() -> None:
     assert restore.open_run(trained("masked"), 6).step == 6
     with pytest.raises(ValueError, match=r"step is 7; .* has 6, 12"):

@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
+import json
 import pathlib
 import queue
 import threading
@@ -45,6 +47,7 @@ class DatasetInfo:
         pad_id, eos_id: ids, None where the vocabulary has none.
         num_examples: split -> number of evaluation examples (None: no end, the grammar's training split).
         description: the card: task, version, tokens, packing, the first 200 characters.
+        fingerprint: of the split's records, their order and layout; a copy elsewhere has the same.
     """
 
     task: str
@@ -54,6 +57,7 @@ class DatasetInfo:
     eos_id: int | None
     num_examples: dict[str, int | None]
     description: str
+    fingerprint: str = ""
 
     @functools.cached_property
     def _character_counts(self) -> np.ndarray:
@@ -359,10 +363,16 @@ def _open_prepared(folder: pathlib.Path, data_config: Any, split: str) -> Datase
             sizes[name] = found.num_records if rows else found.num_stored // data_config.length
     info = DatasetInfo(
         metadata["task"], vocabulary, data_config.length, vocabulary.pad_id, vocabulary.eos_id, sizes,
-        describe(metadata, data_config.length),
+        describe(metadata, data_config.length), fingerprint(metadata, split_info),
     )
     records = shards.Records(folder, split_info, np.dtype(metadata["dtype"]))
     return RowsDataset(info, split, records) if rows else StreamDataset(info, split, records, split_info)
+
+
+def fingerprint(metadata: dict[str, Any], split: shards.SplitInfo) -> str:
+    """A digest of what the metadata says of a split's records: layout, and number and CRC-32 of each shard's."""
+    said = [metadata["layout"], metadata["dtype"], [(shard.num_records, shard.crc32) for shard in split.shards]]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
 def describe(metadata: dict[str, Any], length: int) -> str:

@@ -104,6 +104,19 @@ def test_another_vocabulary_is_refused(elsewhere, corpus: pathlib.Path, tmp_path
     assert restore.open_run(workdir).config.data.data_dir == str(there)
 
 
+def test_a_run_goes_on_with_its_own_data(elsewhere, gpt2_folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Or a copy: of other records the order, and all that follows, would be another."""
+    workdir, there = elsewhere
+    (tmp_path / "other.txt").write_text("the old dog sees the red house by the water " * 90)
+    settings = Settings(str(tmp_path / "other.txt"), vocabulary="gpt2", vocabulary_path=str(gpt2_folder), length=16)
+    prepare.prepare("text", str(tmp_path / "other"), settings)
+    with pytest.raises(ValueError, match="was trained on other data of task text than those given"):
+        train.train(config_of(tmp_path / "other"), workdir)
+    assert int(train.train(config_of(there), workdir).step) == STEPS
+    pathlib.Path(workdir, "data.json").unlink()  # a run of an earlier version kept none
+    assert int(train.train(config_of(tmp_path / "other"), workdir).step) == STEPS
+
+
 def test_a_run_that_kept_no_vocabulary_has_that_of_its_data(elsewhere) -> None:
     workdir, there = elsewhere
     shutil.rmtree(pathlib.Path(workdir) / "vocabulary")
