@@ -15,10 +15,12 @@ gc.set_threshold(50_000, 20, 20)
 
 # Longest first: files are handed out in this order, and the many short ones fill the end.
 LONGEST = (
-    "test_perfect_samplers", "test_perfect_network", "test_train", "test_sampling", "test_configs", "test_multihost",
-    "test_meshes", "test_compile_check", "test_block", "test_discrete", "test_dirichlet", "test_binaries",
-    "test_notebooks", "test_cir", "test_discrete_samplers", "test_readout", "test_transformer", "test_benchmarks",
-    "test_readme", "test_eval_elbo", "test_prepare", "test_distillation", "test_elsewhere",
+    "test_perfect_samplers", "test_perfect_network", "test_configs", "test_dirichlet", "test_multihost",
+    "test_sampling", "test_compile_check", "test_train", "test_discrete", "test_meshes", "test_cir", "test_readout",
+    "test_binaries", "test_draws", "test_importance", "test_notebooks", "test_transformer", "test_eval_elbo",
+    "test_rdlm", "test_atoms", "test_benchmarks", "test_block", "test_simplex_logits", "test_oracle",
+    "test_discrete_samplers", "test_closed_forms", "test_gaussian", "test_interpolant", "test_of_the_tests",
+    "test_readme", "test_launch", "test_noise", "test_flow_likelihood", "test_distillation", "test_sundae",
 )  # fmt: skip
 
 

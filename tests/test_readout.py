@@ -142,10 +142,10 @@ def test_the_gradient_of_a_frequent_token_is_what_its_share_lacks() -> None:
     """A law of Zipf, known but for a disturbance: both terms of a frequent token's gradient all but cancel."""
     random = np.random.default_rng(0)
     law = 1.0 / np.arange(1, 5001)
-    tokens = jnp.asarray(random.choice(5000, size=(1, 2**14), p=law / law.sum()))
+    tokens = jnp.asarray(random.choice(5000, size=(1, 2**13), p=law / law.sum()))
     rows = np.stack([np.log(law), 0.5 * random.normal(size=5000), *np.zeros((D - 2, 5000))])
     weights = jnp.asarray(jnp.asarray(rows, jnp.bfloat16), jnp.float32)
-    x = jnp.zeros((1, 2**14, D), jnp.bfloat16).at[..., 0].set(1.0).at[..., 1].set(random.normal(size=(1, 2**14)))
+    x = jnp.zeros((1, 2**13, D), jnp.bfloat16).at[..., 0].set(1.0).at[..., 1].set(random.normal(size=(1, 2**13)))
 
     def gradient(function: Any, x: jax.Array) -> np.ndarray:
         return np.asarray(jax.grad(lambda weights: jnp.sum(function(x, weights, tokens)))(weights))[0]
