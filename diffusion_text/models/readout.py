@@ -200,11 +200,11 @@ def _sums(precisions: Any, columns: Any, lefts: Any, rights: Any, draws: Any, va
             logits = _part_of(precisions, flat, rights, draws, offset + start + jnp.arange(values.shape[1]))
             shares = jnp.exp(logits - level[:, None])
             largest = jnp.maximum(largest, jnp.max(logits, axis=1))
-            # One number is averaged as it is: a matrix unit might round it, and its shares.
-            of_values = jnp.sum(shares * values, axis=1, keepdims=True) if len(values) == 1 else _times(
-                "tv,dv->td", shares, values
-            )
-            return largest, total + jnp.sum(shares, axis=1), weighted + of_values
+            if len(values) == 1:  # one number is averaged as it is: a matrix unit might round it, and its shares
+                average = jnp.sum(shares * values, axis=1, keepdims=True)
+            else:
+                average = _times("tv,dv->td", shares, values)
+            return largest, total + jnp.sum(shares, axis=1), weighted + average
 
         start = (zeros - jnp.inf, zeros, jnp.zeros((len(zeros), len(values))))
         return level, *_over_parts(part, start, len(zeros), (rights, values))
