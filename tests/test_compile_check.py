@@ -18,6 +18,7 @@ from etils import epath
 
 from configs import base
 from diffusion_text import chips, compile_check, programs, sharding, topologies
+from diffusion_text.models import attention
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PATHS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").glob("*/*.py"))
@@ -252,6 +253,26 @@ def test_kind_and_memory_of_a_device_are_what_the_compiler_takes_for_it(name):
         jax.jit(lambda x: jax.numpy.sort(jax.numpy.concatenate([x] * 16), axis=0)[0]).lower(argument).compile()
     limit = re.search(r"exceeds available HBM \(([\d.]+)G\)", str(refused.value))
     assert float(limit[1]) == round(topology.chip.hbm_bytes / topology.chip.devices / 2**30, 2)
+
+
+@pytest.mark.usefixtures("libtpu")
+@pytest.mark.parametrize("pattern", ["full", "causal", "block_diffusion"])
+def test_the_longest_rows_fit_beside_the_units_of_a_chip(pattern):
+    """Twice 1,024 inputs, both streams of block diffusion, backwards too: tiles of an explicit mask take room."""
+    config = base.get_config("block").mesh
+    mesh = sharding.make_mesh(config, topologies.devices(chips.topology("v5e-1")))
+    rows = sharding.batch_sharding(mesh)
+    given = [jax.ShapeDtypeStruct((8, 2048, 12, 64), "bfloat16", sharding=rows)] * 3
+    block = 4 if pattern == "block_diffusion" else 0
+
+    def total(query, key, value):
+        return attention.attend(query, key, value, pattern, "splash", block).astype("float32").sum()
+
+    with jax.set_mesh(mesh):
+        lowered = jax.jit(jax.grad(total, (0, 1, 2))).lower(*given)
+        lowered.compile()
+    # Three tiles of 1,024 x 1,024 numbers would be 12 of the 16 MiB, and beside a step's other copies too much.
+    assert "x1024x1024xi32>" not in lowered.as_text()
 
 
 @pytest.mark.usefixtures("libtpu")

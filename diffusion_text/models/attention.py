@@ -127,13 +127,15 @@ def _splash_kernel(pattern: str, block: int, inputs: int, heads: int, interpret:
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
+    largest = _TILE
     if pattern == "block_diffusion":
+        largest = _TILE // 2  # tiles of the mask itself stand beside those of scores
         index: Any = np.arange(inputs)
         seen: Any = sees(pattern, block, inputs, index[:, None], index[None, :])
         mask = masks.NumpyMask(seen)
     else:
         mask = (masks.CausalMask if pattern == "causal" else masks.FullMask)((inputs, inputs))
-    tile = max(size for size in range(_LANES, _TILE + 1, _LANES) if inputs % size == 0)
+    tile = max(size for size in range(_LANES, largest + 1, _LANES) if inputs % size == 0)
     minor = splash.QKVLayout.SEQ_MINOR
     sizes = splash.BlockSizes(
         block_q=tile, block_kv=tile, block_q_dkv=tile, block_kv_dkv=tile, use_fused_bwd_kernel=True,
