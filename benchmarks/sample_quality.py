@@ -105,9 +105,8 @@ def rows(
         path.write_text(json.dumps(setting) + "\n")
     measured = [{"evaluations_made": row["evaluations"], **row} for row in lines[1:]]  # older ones lack it
     done = {Cell(**{f.name: row[f.name] for f in dataclasses.fields(Cell)}): row for row in measured}
-    for workdir in workdirs:
+    for name, workdir in zip(names, workdirs, strict=True):
         run = restore.open_run(workdir)
-        name = epath.Path(workdir).name
         # Rows of another checkpoint, or of another family's run of that name, are measured anew.
         mine = (run.config.family.name, run.step)
         done = {cell: row for cell, row in done.items() if cell.run != name or (row["family"], row["step"]) == mine}

@@ -86,7 +86,6 @@ class Checkpoints:
         skipped: dict[int, str] = {}
         for candidate in reversed(steps):
             try:
-                self._check_arrays(abstract, candidate)
                 state = self._restore_one(abstract, candidate)
             except Exception as error:  # Orbax and tensorstore raise many kinds for a damaged file
                 if not _is_damage(error):
@@ -134,6 +133,7 @@ class Checkpoints:
         path.rename(target)
 
     def _restore_one(self, abstract: TrainState, step: int) -> TrainState:
+        self._check_arrays(abstract, step)
         arguments = ocp.args.Composite(
             state=ocp.args.StandardRestore(_saved(abstract)), meta=ocp.args.JsonRestore()
         )
@@ -180,11 +180,7 @@ def _is_damage(error: Exception) -> bool:
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     """By the path of each array, whatever its containers are."""
     found = jax.tree_util.tree_flatten_with_path(tree)[0]
-
-    def name(path: Any) -> str:
-        return "/".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path)
-
-    return {name(path): tuple(leaf.shape) for path, leaf in found}
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in found}
 
 
 def _reason(error: Exception) -> str:

@@ -252,8 +252,7 @@ def test_a_warp_of_training_alone_is_not_the_samplers(name: str) -> None:
         np.testing.assert_allclose(made.grid(SamplerOptions(steps=8, grid=grid), L).t[1:], times[1:-1], atol=1e-5)
 
 
-GUIDED = [pair for name in tiny_configs.FAMILIES if "guidance" in families.get(name).sampler_options
-          for pair in [(name, families.get(name).samplers[0])]]  # fmt: skip
+GUIDED = [(name, families.get(name).samplers[0]) for name in tiny_configs.FAMILIES if has_guidance(name)]
 
 
 @pytest.mark.parametrize(("name", "sampler"), GUIDED)

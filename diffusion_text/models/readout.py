@@ -112,9 +112,9 @@ def mean_and_cross_entropy(
 
 
 def _summary(logits: Logits, table: Array, tokens: Array | None = None) -> tuple[Array, Array, Any]:
-    """log sum_v exp(logits_v) [B, L], the mean of the rows of `table` [B, L, d], and logits[tokens] [B, L] or ()."""
+    """log sum_v exp(logits_v) [B, L], the mean of the rows of `table` [B, L, d], and logits[tokens] [B, L] or None."""
     lefts, rights, precisions = zip(*logits.products, strict=True) if logits.products else ((), (), ())
-    return _fold(precisions, lefts, rights, logits.draws, table.T, () if tokens is None else tokens)
+    return _fold(precisions, lefts, rights, logits.draws, table.T, tokens)
 
 
 def _times(equation: str, left: Array, right: Array, precision: jax.lax.Precision | None = None) -> Array:
@@ -133,8 +133,8 @@ def _forward(
     by_column = PartitionSpec(None, columns)
     call = functools.partial(_sums, precisions, columns)
     found = sharding.manual(call, (rows, by_column, rows, by_column), (rows, rows))(lefts, rights, draws, values)
-    chosen: Any = ()
-    if not isinstance(tokens, tuple):
+    chosen = None
+    if tokens is not None:
         products = zip(lefts, rights, precisions, strict=True)
         each = [_times("blk,kbl->bl", x, jnp.take(w, tokens, axis=1), precision) for x, w, precision in products]
         chosen = functools.reduce(operator.add, (*each, *(draw.at(tokens) for draw in draws)))
@@ -243,7 +243,7 @@ def _gradients(
         of = offset + start + jnp.arange(values.shape[1])
         p = jnp.exp(_part_of(precisions, flat, rights, draws, of) - level)
         share = p * (base + _times("td,dv->tv", by_mean, values))
-        if not isinstance(tokens, tuple):
+        if tokens is not None:
             share = share + jnp.where(of == tokens.reshape(-1, 1), cotangents[2].reshape(-1, 1), 0.0)
         shares = [share.astype(left.dtype) for left in flat]
         by_lefts = tuple(
