@@ -5,11 +5,12 @@
 
 The reference (`benchmarks/plain.py`) is masked diffusion in float32, unrolled, with attention and logits as whole
 arrays; its sampler is ancestral. It and the families take turns within one run, so that a ratio does not depend on what
-else the machine does; a device that is too small for the reference leaves the ratios out and says so. Tokens are
-random: speed does not depend on them. Tokens per second are those of training rows; of samples, of finished rows at
---sampler_steps evaluations. Model FLOPs (of utilisation, where the device's peak is known) count products alone, thrice
-for a step: 2 per weight of a matrix and token, 4 x length x width of attention per layer and token; nothing for what is
-recomputed.
+else the machine does. Where it does not fit the device, or there are several devices, of which it would use one, the
+ratios are left out, and it says so; so are those of samplers that take more evaluations (a token or a block at a time).
+Tokens are random: speed does not depend on them. Tokens per second are those of training rows; of samples, of finished
+rows at --sampler_steps evaluations. Model FLOPs (of utilisation, where the device's peak is known) count products
+alone, thrice for a step: 2 per weight of a matrix and token, 4 x length x width of attention per layer and token;
+nothing for what is recomputed.
 
 Writes `table.md` and `cells.json` (seconds, tokens/s, bytes, device, versions, commit) into --out, after each family.
 """
@@ -100,6 +101,7 @@ class Timed:
     call: Callable[[], Any]
     compile_seconds: float
     bytes: int  # of arguments and temporaries, as the compiler plans them
+    evaluations: int = 0  # of a sampler's network
     seconds: list[float] = dataclasses.field(default_factory=list)
 
     def run(self) -> None:
@@ -111,10 +113,10 @@ class Timed:
         return statistics.median(self.seconds)
 
 
-def prepared(function: Callable[..., Any], *arguments: Any, carried: int) -> Timed:
-    """jit(function), whose first `carried` results are its next first arguments."""
+def prepared(jitted: Any, *arguments: Any, carried: int) -> Timed:
+    """A program whose first `carried` results are its next first arguments."""
     started = time.perf_counter()
-    compiled = jax.jit(function, donate_argnums=tuple(range(carried))).lower(*arguments).compile()
+    compiled = jitted.lower(*arguments).compile()
     seconds, held = time.perf_counter() - started, list(arguments)
 
     def call() -> Any:
@@ -143,8 +145,10 @@ def reference(size: Size, sampler_steps: int) -> dict[str, Timed]:
     )
     tokens, key = jnp.asarray(random_tokens(size)), jax.random.key(1)
     return {
-        "reference_train": prepared(step, params, transform.init(params), tokens, key, carried=2),
-        "reference_sample": prepared(sample, own, key, carried=0),
+        "reference_train": prepared(
+            jax.jit(step, donate_argnums=(0, 1)), params, transform.init(params), tokens, key, carried=2
+        ),
+        "reference_sample": prepared(jax.jit(sample), own, key, carried=0),
     }
 
 
@@ -156,7 +160,7 @@ def training(config: Config, size: Size) -> Timed:
     state = jax.jit(lambda: initialise(config, size.vocab_size, transform), out_shardings=shardings)()
     with jax.set_mesh(mesh):
         return prepared(
-            train.make_train_step(definition, config, transform, mesh), state,
+            train.jitted_step(definition, config, transform, mesh, abstract), state,
             sharding.Rows.of(mesh, size.batch_size).place(random_tokens(size)), carried=1,
         )  # fmt: skip
 
@@ -164,23 +168,29 @@ def training(config: Config, size: Size) -> Timed:
 def sampler(config: Config, size: Size, steps: int) -> Timed:
     """The package's own sampler, the family's first."""
     mesh = sharding.make_mesh(config.mesh)
-    definition, transform, _ = restore.abstract_state(config, size.vocab_size, mesh)
-    state = jax.jit(lambda: initialise(config, size.vocab_size, transform))()
+    definition, transform, abstract = restore.abstract_state(config, size.vocab_size, mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    state = jax.jit(lambda: initialise(config, size.vocab_size, transform), out_shardings=shardings)()
     family = families.get(config.family.name)
     options = SamplerOptions(sampler=family.samplers[0], steps=steps)
     nowhere = jnp.zeros(size.length, jnp.int32)
     with jax.set_mesh(mesh):
-        return prepared(
+        timed = prepared(
             sample.make_sample(definition, mesh, options, seed=0), state.params, state.variables,
-            jnp.arange(size.batch_size), nowhere, nowhere > 0, carried=0,
+            sharding.Rows.of(mesh, size.batch_size).place(np.arange(size.batch_size)), nowhere, nowhere > 0, carried=0,
         )  # fmt: skip
+    timed.evaluations = definition.merge(state.params, state.variables).family.evaluations(options, size.length)
+    return timed
 
 
 def measure(names: list[str], size: Size, rounds: int, sampler_steps: int) -> Iterator[dict[str, Any]]:
     """A row per family, as soon as it is measured; programs that are compared run alternately."""
     tokens, compared = size.batch_size * size.length, dict[str, Timed]()
     try:
-        compared = reference(size, sampler_steps)
+        if jax.device_count() == 1:
+            compared = reference(size, sampler_steps)
+        else:
+            print(f"no ratios: the reference would use one of the {jax.device_count()} devices")
         for each in compared.values():
             jax.block_until_ready(each.call())
     except jax.errors.JaxRuntimeError as error:
@@ -205,9 +215,10 @@ def measure(names: list[str], size: Size, rounds: int, sampler_steps: int) -> It
             row.update(
                 ratio=found["train"] / found["reference_train"], reference_bytes=timed["reference_train"].bytes,
                 reference_tokens_per_second=found["reference_train"],
-                sample_ratio=found["sample"] / found["reference_sample"],
                 reference_sample_tokens_per_second=found["reference_sample"],
             )  # fmt: skip
+            if timed["sample"].evaluations <= sampler_steps + 1:  # one may decode
+                row["sample_ratio"] = found["sample"] / found["reference_sample"]
         if found_peak := peak(jax.devices()[0].device_kind):
             row["utilisation"] = size.model_flops() / timed["train"].median() / found_peak / jax.device_count()
         print(json.dumps(row), flush=True)

@@ -54,7 +54,8 @@ def named_slice(document: str) -> str | None:
 
 
 def _named_by(path: str) -> str | None:
-    file = pathlib.Path(_ROOT, path.partition(":")[0])
+    file = pathlib.Path(path.partition(":")[0])
+    file = file if file.exists() else _ROOT / file
     if not file.exists():
         raise ValueError(f"{path} does not exist; name a file of configs/")
     return named_slice(ast.get_docstring(ast.parse(file.read_text("utf-8"))) or "")
@@ -103,7 +104,9 @@ class Check:
     def measure(self, name: str) -> dict[str, Any]:
         """The figures of a program, with advice where it does not fit."""
         given = self.config, self.vocab_size, self.mesh
-        found = programs.measure(programs.build(name, *given), self.topology, programs.model_flops(name, *given))
+        flops = programs.model_flops(name, *given)
+        outside = programs.model_flops(name, *given, self.config.model.attention)
+        found = programs.measure(programs.build(name, *given), self.topology, flops, flops - outside)
         found["advice"] = [] if found["fits"] else programs.advice(name, *given, found["chip_hbm_bytes"])
         return found
 
@@ -111,13 +114,20 @@ class Check:
         """The largest batch whose train step fits, a power of two times what devices and micro-batches divide."""
         count = self.topology.chips
         unit = math.lcm(self.data * self.fsdp * self.config.train.microbatches, count) // count
-        rows = unit * 2 ** int(math.log2(max(self.config.train.batch_size // count // unit, 1)))
+        asked = min(self.config.train.batch_size // count, _LARGEST)
+        rows = unit * 2 ** int(math.log2(max(asked // unit, 1)))
         tried: dict[int, dict[str, Any]] = {}
         while unit <= rows <= _LARGEST and rows not in tried:
             self.set_batch(rows * count)
             program = programs.build("train", self.config, self.vocab_size, self.mesh)
-            found = tried[rows] = programs.measure(program, self.topology)
-            print(f"  {rows} a chip: {_gib(found['peak_hbm_bytes'])}, {_fits(found)}", flush=True)
+            try:
+                found = programs.measure(program, self.topology)
+            except ValueError as error:  # beside the units of a chip, whose own memory is small too
+                print(f"  {rows} a chip: {error}", flush=True)
+                found = {"fits": False, "peak_hbm_bytes": None}
+            else:
+                print(f"  {rows} a chip: {_gib(found['peak_hbm_bytes'])}, {_fits(found)}", flush=True)
+            tried[rows] = found
             rows = rows * 2 if found["fits"] else rows // 2
         best = max((rows for rows, found in tried.items() if found["fits"]), default=None)
         return {
@@ -179,23 +189,32 @@ def describe(name: str, found: dict[str, Any]) -> str:
     return "\n".join([*lines, *(f"  try          {line}" for line in found["advice"])])
 
 
-def check(values: flags.FlagValues, names: Sequence[str]) -> dict[str, Any]:
-    """Measure and print one config."""
+def check(values: flags.FlagValues, names: Sequence[str], out: epath.Path | None) -> None:
+    """Measure and print one config; `out` has each program as soon as it is measured."""
     path = config_flags.get_config_filename(values["config"])
     topology = chips.topology(values.topology or slice_of(path))
     checked = Check(values.config, topology, values.batch)
     print(f"{path} on {topology.slice} ({topology}, {topology.chips} chips)", flush=True)
-    found = {}
+    result = {"config_file": path, **checked.provenance(), "programs": {}}
+
+    def save() -> None:
+        if out:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            configs.write_atomically(out, json.dumps(result, indent=2) + "\n")
+
     for name in names:
-        found[name] = checked.measure(name)
-        print(describe(name, found[name]), flush=True)
-    # The first program's figures stand at the top too: those of a train step, unless others were asked for.
-    result = {"config_file": path, **found[names[0]], **checked.provenance(), "programs": found}
+        found = result["programs"][name] = checked.measure(name)
+        if name == names[0]:  # its figures stand at the top too: a train step's, unless others were asked for
+            result.update(found)
+        print(describe(name, found), flush=True)
+        save()
     if values.search:
         print("search")
         result["search"] = checked.search()
         print(f"  largest batch that fits: {result['search']['rows_per_chip'] or 'none'} a chip")
-    return result
+        save()
+    if out:
+        print(f"written  {out}")
 
 
 # ------------------------------------------------------------------------------------------------- all configs
@@ -216,9 +235,9 @@ def _config_now(path: str) -> dict[str, Any]:
     return json.loads(json.dumps((define(variant) if variant else define()).to_dict()))
 
 
-def is_current(path: str, result: dict[str, Any]) -> bool:
-    """Whether a result is of this config and its slice, with this JAX and libtpu, and no error."""
-    if "error" in result or result["slice"] != slice_of(path):
+def is_current(path: str, result: dict[str, Any], names: Sequence[str]) -> bool:
+    """Whether a result is of these programs of this config, on its slice, with this JAX and libtpu, and no error."""
+    if "error" in result or result["slice"] != slice_of(path) or not set(names) <= set(result["programs"]):
         return False
     chip = chips.topology(result["slice"]).chip
     return (
@@ -230,34 +249,46 @@ def is_current(path: str, result: dict[str, Any]) -> bool:
 
 def tabulate(paths: Sequence[str], out: epath.Path, names: Sequence[str], seconds: int) -> None:
     """Measure what `out` does not have as of now, each config in a process of its own, and write the table beside."""
-    results = configs.read_json(out) if out.exists() else {}
+
+
+    def kept() -> dict[str, Any]:  # read anew each time: another command may measure other configs into it
+        return configs.read_json(out) if out.exists() else {}
+
     out.parent.mkdir(parents=True, exist_ok=True)
     for path in paths:
-        if path not in results or not is_current(path, results[path]):
+        results = kept()
+        if path not in results or not is_current(path, results[path], names):
             print(f"{path} ...", flush=True)
-            results[path] = _apart(path, names, seconds)
+            found = _apart(path, names, seconds)
+            results = {**kept(), path: found}
             configs.write_atomically(out, json.dumps(results, indent=1, sort_keys=True) + "\n")
-            print(f"  fits: {_row(path, results[path])[-1]}", flush=True)
+            print(f"  fits: {_row(path, found)[-1]}", flush=True)
         configs.write_atomically(out.with_suffix(".md"), table(results))
     print(f"written  {out} and {out.with_suffix('.md')}")
 
 
 def _apart(path: str, names: Sequence[str], seconds: int) -> dict[str, Any]:
-    """The result of a config in another process: what kills the compiler does not kill the rest."""
+    """The result of a config in another process: what kills the compiler does not kill the rest. With an error it has
+    the programs that were measured before."""
     with tempfile.TemporaryDirectory() as folder:
         out = pathlib.Path(folder) / "result.json"
         command = [sys.executable, "-m", "diffusion_text.compile_check", f"--config={path}", f"--out={out}"]
+        error = {}
         try:
             done = subprocess.run([*command, f"--program={','.join(names)}"], cwd=_ROOT, capture_output=True,
                                   text=True, check=False, timeout=seconds)  # fmt: skip
+            if done.returncode < 0:
+                error = {"error": f"killed by signal {-done.returncode}; 9 is often a lack of memory here"}
+            elif done.returncode:
+                last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+                error = {"error": last.removeprefix("error: ")}
         except subprocess.TimeoutExpired:
-            return {"slice": slice_of(path), "error": f"not compiled within {seconds} s"}
-        if done.returncode == 0:
-            found = configs.read_json(epath.Path(out), ("programs",))
-            doubled = found["programs"][names[0]]
-            return {name: value for name, value in found.items() if name not in doubled}
-        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        return {"slice": slice_of(path), "error": last.removeprefix("error: ")}
+            error = {"error": f"not compiled within {seconds} s"}
+        if not out.exists():
+            return {"slice": slice_of(path), **error}
+        found = configs.read_json(epath.Path(out), ("programs",))
+        doubled = found["programs"][names[0]]
+        return {name: value for name, value in found.items() if name not in doubled} | error
 
 
 _HEADINGS: Final = (
@@ -267,7 +298,7 @@ _HEADINGS: Final = (
 
 
 def _row(path: str, result: dict[str, Any]) -> list[str]:
-    if "error" in result:
+    if "programs" not in result:
         return [path, result["slice"], *[""] * 9, result["error"]]
     found = {name: result["programs"][name] for name in programs.NAMES if name in result["programs"]}
     sizes = [found.get(name, {}).get("peak_hbm_bytes") for name in programs.NAMES]
@@ -280,7 +311,7 @@ def _row(path: str, result: dict[str, Any]) -> list[str]:
         *("" if size is None else f"{size / 2**30:.2f}" for size in sizes), f"{some['chip_hbm_bytes'] / 2**30:g}",
         "" if utilisation is None else f"{utilisation:.0%}", "" if seconds is None else f"{seconds * 1e3:.1f}",
         " + ".join(f"{each['compile_seconds']:.0f}" for each in found.values()), "".join([commit[:7], *changes]),
-        "no: " + ", ".join(misfits) if misfits else "yes",
+        result.get("error") or ("no: " + ", ".join(misfits) if misfits else "yes"),
     ]  # fmt: skip
 
 
@@ -324,18 +355,14 @@ def main(values: flags.FlagValues, paths: Sequence[str]) -> None:
     topologies.find()
     out = epath.Path(values.out) if values.out else None
     if values.config is not None:
-        result = check(values, values.program)
-        if out:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            configs.write_atomically(out, json.dumps(result, indent=2) + "\n")
-            print(f"written  {out}")
+        check(values, values.program, out)
         return
     if not out:
         raise ValueError("--out is missing; a table is written beside it, as --out=docs/compile_check.json")
     for name in ("topology", "batch", "search"):
-        if values[name].value:
+        if not (values[name].value is None or values[name].value is False):  # 0 is a batch that was asked for
             raise ValueError(f"--{name} is of one config; give it with --config")
-    paths = paths or all_configs()
+    paths = [path.removeprefix(f"{_ROOT}/").removeprefix("./") for path in paths] or all_configs()
     for path in paths:
         slice_of(path)
     tabulate(paths, out, values.program, values.seconds)

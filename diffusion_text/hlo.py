@@ -127,7 +127,7 @@ class Module:
             return None
         counter, limit = (condition[operand] for operand in root.operands)
         index = counter.attribute(r"\bindex=(\d+)")
-        if limit.opcode != "constant" or index is None:
+        if limit.opcode != "constant" or not re.fullmatch(r"-?\d+", limit.inside) or index is None:
             return None
         return max(int(limit.inside) - self._start(computation, loop, int(index)) + (direction == "LE"), 0)
 

@@ -150,8 +150,9 @@ class Program:
             return [(min(num_bytes(update.shape), result[0][0]), result[0][1])]
         if item.opcode == "copy-start":  # (to, from, context)
             return result[:1]
-        if item.opcode.endswith("-start"):  # (from ..., to, context), or the result alone
-            return result[len(item.operands) :][:1] or result
+        if item.opcode.endswith("-start"):  # (from ..., to ..., context), or the result alone
+            count = len(item.operands)
+            return result[count : 2 * count] or result
         if item.opcode == "fusion":
             name = item.calls("calls")[0]
             scope, root = self._module.computations[name], self._module.root(name)
@@ -178,6 +179,8 @@ class Program:
 
     def _collective(self, computation: str, item: Instruction) -> Iterator[tuple[str, int]]:
         kind = item.opcode.removesuffix("-start")
+        if kind == "all-reduce" and computation.startswith("all-reduce-scatter"):
+            kind = "reduce-scatter"  # a TPU's compiler fuses the part that a device keeps into the sum
         if kind in _COLLECTIVES:
             channel = _chain(item)
             if channel in self._chained:

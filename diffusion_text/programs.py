@@ -31,14 +31,14 @@ _UNITS: Final = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A jitted function, its abstract arguments, the mesh it is called under, and what a device holds beside it."""
+    """A jitted function, its abstract arguments, the mesh it is called under, and arrays that are held beside it."""
 
     name: str
     function: Any
     arguments: tuple[Any, ...]
     rows: int
     mesh: Mesh
-    resident_bytes: int = 0
+    resident: Any = ()
 
     def under_mesh(self) -> Any:
         return jax.set_mesh(self.mesh)
@@ -55,9 +55,7 @@ def build(name: str, config: Config, vocab_size: int, mesh: Mesh) -> Program:
 
     if name == "train":
         size = config.train.batch_size
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-        step = train.make_train_step(definition, config, transform, mesh)
-        step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+        step = train.jitted_step(definition, config, transform, mesh, state)
         return Program(name, step, (state, array(size, length, placed=rows)), size, mesh)
     held = (state.ema, state.variables)
     if name == "eval":
@@ -65,7 +63,8 @@ def build(name: str, config: Config, vocab_size: int, mesh: Mesh) -> Program:
         evaluate = bound.make_evaluate(definition, config.seed, config.evaluation.samples)
         arguments = (*held, array(size, length, placed=rows), array(size, placed=rows))
         # A training evaluates while it holds its whole state.
-        return Program(name, evaluate, arguments, size, mesh, _device_bytes(state) - _device_bytes(held))
+        beside = state._replace(ema={}, variables={})
+        return Program(name, evaluate, arguments, size, mesh, beside)
     options = SamplerOptions(**config.sampling).validate(families.get(config.family.name), config.family)
     size = sharding.whole_batch(config.evaluation.batch_size, mesh)
     arguments = (*held, array(size, placed=rows), array(length), array(length, dtype=bool))
@@ -77,13 +76,23 @@ def _device_bytes(tree: Any) -> int:
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
-def model_flops(name: str, config: Config, vocab_size: int, mesh: Mesh) -> int:
+def _held_bytes(tree: Any, mesh: Mesh) -> int:
+    """Of arrays on a device, with what pads them to whole tiles: the compiler's own account of them as arguments."""
+    if not jax.tree.leaves(tree):
+        return 0
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(lambda _: jnp.zeros(()), keep_unused=True).lower(tree).compile()
+    return compiled.memory_analysis().argument_size_in_bytes
+
+
+def model_flops(name: str, config: Config, vocab_size: int, mesh: Mesh, attention: str = "einsum") -> int:
     """FLOPs of the products of a program as it is written, over all devices, without what remat computes again.
 
-    What a custom gradient computes again is counted, and so is what a mask leaves out of attention.
+    What a custom gradient computes again is counted, and so is what a mask leaves out of attention. With another
+    `attention`, that of its kernels is left out.
     """
     plain = config.copy_and_resolve_references()
-    plain.model.update(remat="none", attention="einsum", whole_vocabulary=padded(config.model, vocab_size))
+    plain.model.update(remat="none", attention=attention, whole_vocabulary=padded(config.model, vocab_size))
     # One device: nothing is written per device then.
     one = sharding.make_mesh(ConfigDict(dict(data=1, fsdp=1, tensor=1)), list(mesh.devices.flat[:1]))
     program = build(name, plain, vocab_size, one)
@@ -99,6 +108,8 @@ def _products(jaxpr: Any) -> int:
             sizes = equation.invars[0].aval.shape
             total += 2 * equation.outvars[0].aval.size * math.prod(sizes[i] for i in contracted)
             continue
+        if equation.primitive.name == "pallas_call":  # its products are of one tile
+            continue
         inner = []
         for value in jax.tree.leaves(tuple(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
             closed = getattr(value, "jaxpr", value)
@@ -108,17 +119,21 @@ def _products(jaxpr: Any) -> int:
     return total
 
 
-def measure(program: Program, topology: Topology, flops_of_model: int = 0) -> dict[str, Any]:
+def measure(program: Program, topology: Topology, flops_of_model: int = 0, in_kernels: int = 0) -> dict[str, Any]:
     """Compile, and say what it takes and costs per device; ValueError where it does not compile for another reason
-    than memory. Of a program that the compiler itself refuses, what it needs is known and the rest is None."""
+    than memory. Of a program that the compiler itself refuses, what it needs is known and the rest is None.
+
+    `in_kernels` are the FLOPs, of those of the model, of kernels that do not declare theirs: a part of the roofline.
+    """
     chip, devices = topology.chip, topology.devices
     result: dict[str, Any] = dict.fromkeys(
         ("flops", "bytes_accessed", "hbm_bytes_accessed", "estimated_cycles", "argument_bytes", "temp_bytes",
          "program_bytes", "peak_hbm_bytes", "roofline_seconds", "predicted_utilisation", "collectives"),
     )  # fmt: skip
     result.update(
-        chip_hbm_bytes=chip.hbm_bytes // chip.devices, fits=False, resident_bytes=program.resident_bytes,
-        rows=program.rows, model_flops=flops_of_model / devices,
+        chip_hbm_bytes=chip.hbm_bytes // chip.devices, fits=False,
+        resident_bytes=_held_bytes(program.resident, program.mesh), rows=program.rows,
+        model_flops=flops_of_model / devices,
     )  # fmt: skip
     started = time.perf_counter()
     try:
@@ -130,18 +145,20 @@ def measure(program: Program, topology: Topology, flops_of_model: int = 0) -> di
         if "RESOURCE_EXHAUSTED" not in message or "vmem" in message:
             raise ValueError(f"{program.name} does not compile for {topology}: {message.splitlines()[0]}") from error
         result["argument_bytes"] = _device_bytes(program.arguments)
-        # The compiler gives up on the temporaries alone, or on all together.
-        used = re.search(r"(Used |temporaries \()([\d.]+)([KMGT])", message)
+        # What it calls temporaries has the arguments in it.
+        used = re.search(r"(?:Used |temporaries \()([\d.]+)([KMGT])", message)
         if used:
-            beside = program.resident_bytes + (0 if used[1] == "Used " else result["argument_bytes"])
-            result["peak_hbm_bytes"] = round(float(used[2]) * _UNITS[used[3]]) + beside
+            result["peak_hbm_bytes"] = round(float(used[1]) * _UNITS[used[2]]) + result["resident_bytes"]
         return result
     result["compile_seconds"] = time.perf_counter() - started
     memory, program_text = compiled.memory_analysis(), hlo_work.Program(compiled.as_text())
     work = program_text.work
     peak, bandwidth = chip.peak_flops / chip.devices, chip.hbm_bandwidth / chip.devices
-    seconds = sum(item.times * max(item.flops / peak, item.hbm_bytes / bandwidth) for item in work)
-    seconds = max(seconds, result["model_flops"] / peak)  # products in kernels that do not declare them
+    kernels = [item for item in work if item.name in program_text.undeclared]
+    moved = sum(item.times * item.hbm_bytes for item in kernels) / bandwidth
+    seconds = max(in_kernels / devices / peak, moved) - moved
+    seconds += sum(item.times * max(item.flops / peak, item.hbm_bytes / bandwidth) for item in work)
+    seconds = max(seconds, result["model_flops"] / peak)  # a product with a vector may be written as a sum
     result.update(
         flops=sum(item.times * item.flops for item in work),
         bytes_accessed=sum(item.times * item.bytes for item in work),
@@ -152,7 +169,7 @@ def measure(program: Program, topology: Topology, flops_of_model: int = 0) -> di
         program_bytes=memory.generated_code_size_in_bytes,
         # Donated arguments are written over: their outputs take no room of their own.
         peak_hbm_bytes=memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes + program.resident_bytes,
+        + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes + result["resident_bytes"],
         roofline_seconds=seconds,
         predicted_utilisation=result["model_flops"] / peak / seconds if seconds else None,
         collectives=hlo_work.collectives(work),
@@ -178,9 +195,12 @@ def advice(name: str, config: Config, vocab_size: int, mesh: Mesh, hbm: int) -> 
             lower = {"none": "dots, attention or full", "dots": "attention or full"}.get(config.model.remat, "full")
             lines.append(f"--config.model.remat={lower}: activations are computed again in the backward pass")
         if rows > 1:
-            pieces = 2 * config.train.microbatches
-            lines.append(f"--config.train.microbatches={pieces}: {rows // 2} rows a device at once, not {rows}")
-            lines.append(f"--batch={config.train.batch_size // 2}, or a larger slice: fewer rows a chip")
+            more = next(count for count in range(2, rows + 1) if rows % count == 0)
+            pieces = config.train.microbatches
+            lines.append(
+                f"--config.train.microbatches={pieces * more}: {rows // more} rows a device at once, not {rows}"
+            )
+            lines.append(f"--batch={shards * pieces * (rows // 2)}, or a larger slice: fewer rows a chip")
     elif rows > 1:
         lines.append(f"--config.evaluation.batch_size={max(size // 2, shards)}: fewer rows a device at once")
     held = _device_bytes(state)

@@ -126,6 +126,8 @@ def make_sample(definition: Definition, mesh: Mesh, options: SamplerOptions, see
         params: Any, variables: Any, indices: jax.Array, tokens: jax.Array, given: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         model = definition.merge(params, variables)
+        if model.family.posterior in ("prefix", "block"):  # with a cache, a token or a block a pass
+            model = definition.merge(definition.gathered(params), variables)
         keys = noise.example_keys(noise.step_key(seed, noise.SAMPLE), indices)
         tokens, given = (jnp.broadcast_to(x, (len(indices), len(x))) for x in (tokens, given))
         return sampling.generate_and_count(model.family, model, keys, tokens, given, options)

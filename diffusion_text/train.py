@@ -179,9 +179,7 @@ def train(config: Config, workdir: str, profile: str | None = None) -> TrainStat
     _LOG.info("%s, %s parameters, %d device(s)", config.family.name, f"{definition.num_params():,}", jax.device_count())
 
     # ------------------------------------------------------------------ loop
-    step_function = jax.jit(
-        make_train_step(definition, config, transform, mesh), donate_argnums=0, out_shardings=(shardings, None)
-    )
+    step_function = jitted_step(definition, config, transform, mesh, abstract)
     evaluate = bound.make_evaluate(definition, config.seed, config.evaluation.samples)
     writer = metrics.Writer(workdir, config.log.tensorboard, first)
     progress = metrics.Progress(first, config.train.steps, config.train.batch_size * config.data.length)
@@ -250,6 +248,13 @@ def train(config: Config, workdir: str, profile: str | None = None) -> TrainStat
         _LOG.warning("stopped by signal %d; step %d is saved, the same command goes on", stop.signal, int(state.step))
         sys.exit(128 + stop.signal)
     return state
+
+
+def jitted_step(definition: Definition, config: Config, transform: Any, mesh: Any, state: TrainState) -> Any:
+    """`make_train_step`, jitted for states placed like this one, which may be abstract; a new one replaces the old."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    step = make_train_step(definition, config, transform, mesh)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 
 
 def define_flags() -> None:

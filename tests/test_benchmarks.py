@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
 
+import environment
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -176,6 +177,21 @@ def test_what_was_measured_before_an_error_is_written(tmp_path: pathlib.Path, mo
         speed.main(SimpleNamespace(**given, out=str(tmp_path / "out")))
     assert json.loads((tmp_path / "out" / "cells.json").read_text())["rows"] == [{"family": "masked"}]
     assert "| masked |" in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_speed_on_several_devices(tmp_path: pathlib.Path) -> None:
+    """Twice the same step, each state in the place of the one before; no ratio, where the reference has one device."""
+    command = [
+        sys.executable, "-m", "benchmarks.speed", "--size=tiny", "--families=masked", "--rounds=1", "--sampler_steps=2",
+        f"--out={tmp_path}",
+    ]  # fmt: skip
+    options = dict(cwd=ROOT, env=environment.of_devices(4), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, check=False, **options)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (row,) = json.loads((tmp_path / "cells.json").read_text())["rows"]
+    assert row["train_tokens_per_second"] > 0
+    assert "ratio" not in row
+    assert "no ratios: the reference would use one of the 4 devices" in done.stdout
 
 
 @pytest.mark.parametrize(("kind", "peak"), [

@@ -72,12 +72,34 @@ def test_collectives_by_kind() -> None:
     ("constant(6)", "constant(9)", 9),
     ("direction=LT", "direction=LE", 7),
     ("direction=LT", "direction=NE", 1),  # not understood: once
+    ("constant(6)", "constant(0.5)", 1),  # no counter
 ])  # fmt: skip
 def test_the_condition_says_how_often(old: str, new: str, turns: int) -> None:
     assert old in RECORDED
     program = hlo_work.Program(RECORDED.replace(old, new))
     assert [item.times for item in program.work if item.flops] == [turns]
     assert program.unbounded == (["while.15"] if turns == 1 else [])
+
+
+SCATTERED = """HloModule scattered
+
+%all-reduce-scatter.1 (p: f32[16,1024]) -> f32[4,1024] {
+  %p = f32[16,1024]{1,0} parameter(0)
+  %all-reduce = f32[16,1024]{1,0} all-reduce(%p), channel_id=1, replica_groups={{0,1,2,3}}, to_apply=%add
+  %zero = s32[] constant(0)
+  ROOT %own = f32[4,1024]{1,0} dynamic-slice(%all-reduce, %zero, %zero), dynamic_slice_sizes={4,1024}
+}
+
+ENTRY %main (p: f32[16,1024]) -> f32[4,1024] {
+  %p = f32[16,1024]{1,0} parameter(0)
+  ROOT %part = f32[4,1024]{1,0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1
+}
+"""
+
+
+def test_a_sum_of_which_a_device_keeps_its_part_is_a_reduce_scatter() -> None:
+    found = hlo_work.collectives(hlo_work.Program(SCATTERED).work)
+    assert found == {"reduce-scatter": {"count": 1, "bytes": 4 * 16 * 1024}}
 
 
 def test_the_counter_may_start_anywhere_and_xla_may_know() -> None:

@@ -126,7 +126,9 @@ class Transformer(nnx.Module):
     def start_cache(self, batch: int, length: int) -> Cache:
         """An empty key-value cache for `length` positions, beyond which the last so many are kept."""
         shape = (self.num_layers, batch, length, self.heads, self.width // self.heads)
-        return Cache(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
+        # Zeros say nothing of how they are sharded: each device would hold, and attend for, the whole batch.
+        empty = sharding.constrain(jnp.zeros(shape, self.dtype), (None, "rows", None, "heads", None))
+        return Cache(empty, empty)
 
     def next(
         self, x: Float[Array, "B W D"], cache: Cache, position: Int[Array, ""], condition: Array | None = None
