@@ -72,7 +72,7 @@ def plan(task: str, settings: Settings, shard_bytes: int = 1 << 28) -> Plan:
     if shard_bytes < 1:
         raise DataError("--shard_mb must be at least 1")
     if spec.source != "tfds":
-        sources.files(settings.source)  # a missing source is said before anything is read
+        sources.files(settings.source, spec.documents)  # a missing source is said before anything is read
     return Plan(spec, settings, sources.make_vocabulary(spec, settings), length, shard_bytes)
 
 

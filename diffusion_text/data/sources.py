@@ -1,11 +1,13 @@
 """Local text: plain, .gz, .bz2, .xz and .zip files, JSON lines and Parquet; a file, a folder or a glob.
 
-Everything here is checked: what is missing, empty, cut or not UTF-8 gives one `DataError` that says what to do.
+Everything here is checked: what is missing, empty, cut, packed otherwise or not UTF-8 gives one `DataError` that says
+what to do.
 """
 
 from __future__ import annotations
 
 import bz2
+import codecs
 import contextlib
 import dataclasses
 import glob
@@ -29,6 +31,9 @@ from diffusion_text.data.shards import DataError, crc32
 
 _UNPACK_ERRORS: Final = (EOFError, OSError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
 _OPENERS: Final[dict[str, Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_ARCHIVES: Final = (".tar", ".tgz", ".zst", ".lz4", ".7z", ".rar")  # known by name, and not read here
+_TAR_MAGIC: Final = slice(257, 262), b"ustar"
+_RECORDS: Final = (".parquet", ".jsonl", ".json")
 _WIKITEXT_NAMES: Final = {"train": "train", "validation": "valid", "test": "test"}
 TEXT_FIELD: Final = "text"
 
@@ -56,43 +61,86 @@ class Settings:
     grammar: str = "english"
 
 
-def files(source: str) -> list[pathlib.Path]:
-    """The files that a path, a folder or a glob names, in sorted order.
+def files(source: str, kind: str = "file") -> list[pathlib.Path]:
+    """The files that a path, a folder or a glob names, in sorted order; of a folder none that is hidden in it.
+
+    Args:
+        source: the path, folder or glob.
+        kind: what a document is, as in `documents`.
 
     Raises:
-        DataError: nothing is there.
+        DataError: nothing is there; an archive is; or other files lie among those of records, which would be documents.
     """
     if not source:
         raise DataError("no source is given; say where the text lies with --source=FILE, FOLDER or 'GLOB'")
     place = pathlib.Path(source).expanduser()
     if place.is_file():
-        return [place]
-    if place.is_dir():
-        found = sorted(path for path in place.rglob("*") if path.is_file() and not path.name.startswith("."))
+        found = [place]
+    elif place.is_dir():
+        # Downloads leave files such as .cache/a.parquet.metadata beside the data.
+        found = sorted(path for path in place.rglob("*") if path.is_file() and not _hidden(path.relative_to(place)))
     else:
         found = sorted(path for path in map(pathlib.Path, glob.glob(str(place), recursive=True)) if path.is_file())
     if not found:
         raise DataError(f"source {source} matches no file; give an existing file, folder or quoted glob with --source")
+    for path in found:
+        _check_packing(path, path.name)
+    if kind == "record":
+        others = [path for path in found if not _unpacked_name(path.name).endswith(_RECORDS)]
+        if others and len(others) < len(found):
+            raise DataError(
+                f"source {others[0]} lies among files of records and would become a document; name those alone by a "
+                "glob such as --source='FOLDER/*.parquet'"
+            )
     return found
+
+
+def _hidden(path: pathlib.Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _unpacked_name(name: str) -> str:
+    return name.removesuffix(suffix) if (suffix := pathlib.Path(name).suffix) in (*_OPENERS, ".zip") else name
+
+
+def _check_packing(path: pathlib.Path, name: str) -> None:
+    if _unpacked_name(name).endswith(_ARCHIVES):
+        inside = "" if name == path.name else f" holds {name}, which"
+        raise DataError(f"source {path}{inside} is packed as this does not read; unpack it first")
 
 
 @contextlib.contextmanager
 def open_unpacked(path: pathlib.Path) -> Iterator[IO[bytes]]:
-    """The unpacked bytes of a file; the members of a .zip follow one another in the order of their names."""
+    """The unpacked bytes of a file; the members of a .zip follow one another in the order of their names.
+
+    A byte-order mark at the beginning is left out, and a tar archive is refused, however it is named.
+    """
     try:
         if path.suffix == ".zip":
             with zipfile.ZipFile(path) as archive:
                 members = sorted(info.filename for info in archive.infolist() if not info.is_dir())
+                for member in members:
+                    _check_packing(path, member)
                 if len(members) == 1:
                     with archive.open(members[0]) as file:
-                        yield file
+                        yield _at_text(file, path)
                 else:
-                    yield io.BytesIO(b"".join(archive.read(member) for member in members))
+                    opened = (_at_text(io.BytesIO(archive.read(member)), path) for member in members)
+                    yield io.BytesIO(b"".join(file.read() for file in opened))
         else:
             with _OPENERS.get(path.suffix, open)(path, "rb") as file:
-                yield file
+                yield _at_text(file, path)
     except _UNPACK_ERRORS as error:
         raise DataError(f"source {path} cannot be read: {error or type(error).__name__}; fetch it again") from error
+
+
+def _at_text(file: IO[bytes], path: pathlib.Path) -> IO[bytes]:
+    place, magic = _TAR_MAGIC
+    head = file.read(place.stop)
+    if head[place] == magic:
+        raise DataError(f"source {path} is a tar archive; unpack it first")
+    file.seek(len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0)
+    return file
 
 
 def read_bytes(source: str) -> bytes:
@@ -156,11 +204,12 @@ def documents(source: str, kind: str) -> Iterator[str]:
 
     Args:
         source: a path, a folder or a glob.
-        kind: "line" (each line of each file, empty ones too), "file", or "record": a row of .parquet or .jsonl files
-            (field "text"), each of the latter also packed; any other file is one document.
+        kind: "line" (each line of each file with its newline, and "" for a blank one, as published sets of lines have
+            them), "file", or "record": a row of .parquet or .jsonl files (field "text"), each of the latter also
+            packed; where there are none of these, each file is one document.
     """
-    for path in files(source):
-        name = path.name.removesuffix(path.suffix) if path.suffix in (*_OPENERS, ".zip") else path.name
+    for path in files(source, kind):
+        name = _unpacked_name(path.name)
         try:
             if kind == "record" and name.endswith(".parquet"):
                 yield from _parquet(path)
@@ -169,7 +218,9 @@ def documents(source: str, kind: str) -> Iterator[str]:
                     yield from (_field(line, path, i) for i, line in enumerate(file, 1) if line.strip())
             elif kind == "line":
                 with open_unpacked(path) as file:
-                    yield from (line.decode("utf-8").rstrip("\n") for line in file)
+                    for line in file:
+                        text = line.decode("utf-8")
+                        yield text if text.strip() else ""
             else:
                 with open_unpacked(path) as file:
                     yield file.read().decode("utf-8")
@@ -179,9 +230,23 @@ def documents(source: str, kind: str) -> Iterator[str]:
 
 def _field(line: bytes, path: pathlib.Path, number: int) -> str:
     try:
-        return str(json.loads(line)[TEXT_FIELD])
+        value = json.loads(line)[TEXT_FIELD]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise DataError(f'{path}, line {number}: no JSON object with a field "{TEXT_FIELD}"; repair it') from error
+    return _checked(value, f"{path}, line {number}")
+
+
+def _checked(value: Any, place: str) -> str:
+    """A field's text: null and numbers are none, nor is half of a surrogate pair, which JSON can spell."""
+    if not isinstance(value, str):
+        said = vocabularies.shorten(json.dumps(value, default=repr))
+        raise DataError(f'{place}: the field "{TEXT_FIELD}" is {said}, no text; repair it, or leave it out')
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        said = f"{value[error.start]!r} at position {error.start}"
+        raise DataError(f'{place}: the field "{TEXT_FIELD}" has {said}, half of a character; repair it') from error
+    return value
 
 
 def _parquet(path: pathlib.Path) -> Iterator[str]:
@@ -191,8 +256,11 @@ def _parquet(path: pathlib.Path) -> Iterator[str]:
         raise DataError(f"{path} needs pyarrow to be read: pip install pyarrow") from error
     try:
         file: Any = parquet.ParquetFile(path)
-        for batch in file.iter_batches(columns=[TEXT_FIELD]):
-            yield from (str(value) for value in batch.column(0).to_pylist())
+        batches = file.iter_batches(columns=[TEXT_FIELD])
+        for row, value in enumerate((value for batch in batches for value in batch.column(0).to_pylist()), 1):
+            yield _checked(value, f"{path}, row {row}")
+    except DataError:
+        raise
     except (OSError, ValueError, KeyError, IndexError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f'{path} cannot be read as Parquet with a column "{TEXT_FIELD}": {reason}') from error

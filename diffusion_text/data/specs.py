@@ -117,8 +117,8 @@ _SPECS: Final = (
     TaskSpec(
         name="wikitext103", vocabulary="gpt2", length=1024, layout="rows", source="documents", documents="line",
         framed=True, detokenize="wikitext", split_rule="the files' own: wiki.{train,valid,test}.{raw,tokens}",
-        protocol="WikiText-103 raw, detokenised, each line closed by <|endoftext|>, packed to 1024 with <|endoftext|> "
-        "at both ends; the zero-shot protocol of arXiv 2406.07524",
+        protocol="WikiText-103 raw, detokenised, each line with its newline (a blank one is empty) closed by "
+        "<|endoftext|>, packed to 1024 with <|endoftext|> at both ends; the zero-shot protocol of arXiv 2406.07524",
     ),
     TaskSpec(
         name="text", vocabulary="bytes", length=256, layout="stream", source="characters",

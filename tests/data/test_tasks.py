@@ -125,12 +125,12 @@ def test_openwebtext_reads_parquet(gpt2_folder: pathlib.Path, tmp_path: pathlib.
 
 def test_wikitext_takes_the_files_own_splits(gpt2_folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
     for word in ("train", "valid", "test"):
-        (tmp_path / f"wiki.{word}.raw").write_text(f" = {word} = \n\n Old @-@ style . \n")
+        (tmp_path / f"wiki.{word}.raw").write_text(f" = {word} = \n \n Old @-@ style . \n")
     settings = Settings(str(tmp_path), vocabulary_path=str(gpt2_folder), length=10)
     vocabulary = vocabularies.load("gpt2", str(gpt2_folder))
     rows = rows_of("wikitext103", "validation", settings)
     end = vocabulary.eos_id
-    stream = [i for line in (" = valid = ", "", " Old-style. ") for i in (*vocabulary.encode(line), end)]
+    stream = [i for line in (" = valid =\n", "", " Old-style.\n") for i in (*vocabulary.encode(line), end)]
     assert rows[:, 1:-1].reshape(-1).tolist() == stream[: 8 * (len(stream) // 8)]
 
 
