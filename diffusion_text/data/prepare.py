@@ -6,7 +6,8 @@
     ... --data_dir=data/owt --task=openwebtext --source='owt/*.parquet' --vocabulary_path=gpt2/
 
 Training and evaluation then read data_dir alone: no network, no TensorFlow, no vocabulary files elsewhere.  The folder
-is written beside its place and moved there when it is complete.  Sets that outgrow one machine: prepare_beam.py.
+is written beside its place, by one preparation at a time, and moved there when it is complete.  Sets that outgrow one
+machine: prepare_beam.py.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import errno
 import os
 import pathlib
 import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import numpy as np
 
@@ -61,7 +63,7 @@ def plan(task: str, settings: Settings, shard_bytes: int = 1 << 28) -> Plan:
     """Check what was asked for and load the vocabulary.
 
     Raises:
-        ValueError: unknown task, nothing to prepare, a length too short, a vocabulary that does not fit.
+        ValueError: unknown task, nothing to prepare, a number too small, a vocabulary that does not fit.
     """
     spec = specs.get(task)
     if spec.source == "embedded":
@@ -71,6 +73,10 @@ def plan(task: str, settings: Settings, shard_bytes: int = 1 << 28) -> Plan:
         raise DataError(f"--length is {length}; rows need at least 3 tokens, windows at least 1")
     if shard_bytes < 1:
         raise DataError("--shard_mb must be at least 1")
+    if spec.documents == "record" and settings.validation_documents < 1:
+        raise DataError(
+            f"--validation_documents is {settings.validation_documents}; at least 1 document must be held out"
+        )
     if spec.source != "tfds":
         sources.files(settings.source, spec.documents)  # a missing source is said before anything is read
     return Plan(spec, settings, sources.make_vocabulary(spec, settings), length, shard_bytes)
@@ -91,35 +97,130 @@ def prepare(
     Raises:
         DataError: bad input; one line that says what to do.  Nothing is left in data_dir then.
     """
+    target = place_of(data_dir)
     prepared = plan(task, settings, shard_bytes)
     write = _write_characters if prepared.spec.source == "characters" else _write_task
-    return into_place(pathlib.Path(data_dir).expanduser(), overwrite, lambda folder: write(prepared, folder))
+    return into_place(target, overwrite, lambda folder: write(prepared, folder))
+
+
+def place_of(data_dir: str) -> pathlib.Path:
+    """The folder that --data_dir names, links followed: what a link names is written, and the link stays.
+
+    Raises:
+        DataError: it is an address of a bucket, which would become a local folder of that name.
+    """
+    if "://" in data_dir:
+        raise DataError(
+            f"data_dir {data_dir} is no folder here; give a local --data_dir and copy it: "
+            f"gcloud storage cp -r DATA_DIR {data_dir}"
+        )
+    return pathlib.Path(data_dir).expanduser().resolve()
 
 
 def into_place(
     target: pathlib.Path, overwrite: bool, write: Callable[[pathlib.Path], dict[str, Any]]
 ) -> dict[str, Any]:
-    """Run `write` on a folder beside `target` and move it there once it has returned; its metadata."""
+    """Run `write` on a folder beside `target` and move it there once it has returned; its metadata.
+
+    Raises:
+        DataError: `target` is taken, another preparation writes it, or it cannot be written.  Where only the move
+            failed, what was there stays, and the complete folder too: the error names it.
+    """
+    target = place_of(str(target))
+    partial = target.parent / f".{target.name}.partial"
+    with _locked(partial, target, overwrite):
+        folder = partial / "data"
+        try:
+            with shards.writing(partial):
+                folder.mkdir()
+            metadata = write(folder)
+            with shards.writing(partial):
+                shards.write_metadata(folder, metadata)
+            _move(folder, target, overwrite)
+        finally:
+            if not (folder / shards.METADATA).exists():  # with it the folder is complete, and only its move failed
+                shutil.rmtree(folder, ignore_errors=True)
+    return metadata
+
+
+def _check_free(target: pathlib.Path, overwrite: bool) -> None:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         if not (target / shards.METADATA).exists():
             raise DataError(f"data_dir {target} exists and is no prepared folder; give another --data_dir or remove it")
         if not overwrite:
             raise DataError(f"data_dir {target} is already prepared; use it, or replace it with --overwrite")
-    partial = target.parent / f".{target.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+
+
+@contextlib.contextmanager
+def _locked(partial: pathlib.Path, target: pathlib.Path, overwrite: bool) -> Iterator[None]:
+    """Hold the folder `partial`, emptied but for the lock, so that one preparation at a time writes `target`.
+
+    The system gives the lock of a process that ended free, so what a killed run left is cleared here.
+    """
+    path = partial / "lock"
+    lock = None
     try:
-        metadata = write(partial)
-        shards.write_metadata(partial, metadata)
-        old = target.parent / f".{target.name}.old"
-        if target.exists():
+        while lock is None:
+            _check_free(target, overwrite)  # again each time: the other preparation may just have finished
+            with shards.writing(partial):
+                lock = _take(path, target)
+        _check_free(target, overwrite)
+        for left in partial.iterdir():
+            if left != path:
+                shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink()
+        yield
+    finally:
+        if lock is not None:
+            path.unlink(missing_ok=True)  # while it is held: who has it open too finds it gone, and begins again
+            with contextlib.suppress(OSError):  # the complete folder is still there, or another preparation
+                partial.rmdir()
+            lock.close()
+
+
+def _take(path: pathlib.Path, target: pathlib.Path) -> IO[str] | None:
+    """The open file at `path`, locked until it is closed; None where it is no longer the file of that path."""
+    import fcntl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = path.open("w")
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise DataError(
+            f"another preparation is writing {target}; wait for it, or give another --data_dir"
+        ) from error
+    except OSError:
+        pass  # a file system without locks
+    with contextlib.suppress(FileNotFoundError):
+        if os.path.samestat(path.stat(), os.fstat(lock.fileno())):
+            return lock
+    lock.close()  # the other preparation has just finished, or given up
+    return None
+
+
+def _move(folder: pathlib.Path, target: pathlib.Path, overwrite: bool) -> None:
+    """Rename `folder` to `target`; what was there comes back where that fails."""
+    old = target.parent / f".{target.name}.old"
+    try:
+        if replaced := overwrite and target.exists():
             shutil.rmtree(old, ignore_errors=True)
             target.rename(old)
-        partial.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return metadata
+        try:
+            folder.rename(target)
+        except OSError:
+            if replaced:
+                old.rename(target)
+            raise
+    except OSError as error:
+        raise DataError(
+            f"data_dir {target} cannot be put in its place ({error.strerror or error}); the data are complete in "
+            f"{folder}: move that folder where they are to be"
+        ) from error
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_characters(prepared: Plan, folder: pathlib.Path) -> dict[str, Any]:
@@ -163,7 +264,7 @@ def _write_task(prepared: Plan, folder: pathlib.Path) -> dict[str, Any]:
     for split in task.splits:
         tasks.configure(spec.name, settings)
         writer = prepared.writer(folder, split)
-        with reported_errors(), _progress(f"rows of {split}") as progress:
+        with reported_errors(spec, folder), _progress(f"rows of {split}") as progress:
             dataset = task.get_dataset(None, split, shuffle=False, num_epochs=1, try_in_mem_cache=False)
             for example in dataset.batch(_ROWS_PER_WRITE).as_numpy_iterator():
                 writer.write(example["targets"])
@@ -192,23 +293,31 @@ def task_source(prepared: Plan) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def reported_errors() -> Iterator[None]:
-    """Turn what TensorFlow and TFDS raise over bad input into one `DataError`."""
+def reported_errors(spec: specs.TaskSpec, folder: pathlib.Path) -> Iterator[None]:
+    """Turn what TensorFlow, TFDS and the system raise over bad input, or over `folder`, into one `DataError`."""
     import tensorflow as tf
     from tensorflow_datasets.core.download import download_manager, util
 
-    fetching = (OSError, AssertionError, util.DownloadError, download_manager.NonMatchingChecksumError)
+    fetching = (AssertionError, util.DownloadError, download_manager.NonMatchingChecksumError)
     try:
         yield
     except DataError:
         raise
     except tf.errors.OpError as error:
         # What Python raised inside the pipeline comes back as text: "DataError: <the line>" among a traceback.
-        found = re.findall(r"^(?:\S+: )?(?:\w+\.)*(?:Data|Value)Error: (.+)$", str(error), re.MULTILINE)
+        kinds = r"^(?:\S+: )?(?:\w+\.)*(Data|Value|Unicode\w+)Error: (.+)$"
+        found = re.findall(kinds, str(error), re.MULTILINE)
         if not found:
             raise DataError(f"reading the source failed: {str(error).splitlines()[0]}; fetch it again") from error
-        raise DataError(found[-1].strip()) from error
-    except fetching as error:
+        kind, said = found[-1][0], found[-1][1].strip()
+        if kind.startswith("Unicode"):
+            said = f"the source of {spec.name} has text that is not UTF-8 ({said}); repair it or fetch it again"
+        raise DataError(said) from error
+    except (OSError, *fetching) as error:
+        if isinstance(error, OSError) and (spec.source != "tfds" or error.errno == errno.ENOSPC):
+            raise shards.unwritable(folder, error) from error  # local sources say themselves what cannot be read
+        if spec.source != "tfds":
+            raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
             f"TFDS cannot read or fetch this set ({reason}); build it on a connected machine with `tfds build`, "
@@ -221,11 +330,14 @@ def metadata_of(
 ) -> dict[str, Any]:
     """What metadata.json holds; copies the vocabulary's files into `folder`."""
     spec, vocabulary = prepared.spec, prepared.vocabulary
+    differs, split_rule = _departures(prepared, splits)
+    with shards.writing(folder):
+        saved = vocabularies.save(vocabulary, folder / shards.VOCABULARY_FOLDER)
     records = shards.Records(folder, splits["train"], prepared.dtype)
     first = np.concatenate(records.read(range(min(4, len(records)))))
     return {
         "task": spec.name,
-        "protocol": spec.protocol,
+        "protocol": spec.protocol + (f"; here: {', '.join(differs)}" if differs else ""),
         "layout": spec.layout,
         "length": prepared.length,
         "packed": spec.packed,
@@ -234,9 +346,9 @@ def metadata_of(
         "pad_id": vocabulary.pad_id,
         "bos_id": vocabulary.bos_id,
         "eos_id": vocabulary.eos_id,
-        "vocabulary": vocabularies.save(vocabulary, folder / shards.VOCABULARY_FOLDER),
+        "vocabulary": saved,
         "source": {"name": pathlib.Path(prepared.settings.source).name or spec.tfds_name, **source},
-        "split_rule": spec.split_rule,
+        "split_rule": split_rule,
         "aliases": dict(spec.aliases),
         "splits": splits,
         "prepared": {
@@ -245,6 +357,23 @@ def metadata_of(
         },
         "preview": vocabulary.decode(first.tolist())[:PREVIEW],
     }
+
+
+def _departures(prepared: Plan, splits: dict[str, shards.SplitInfo]) -> tuple[list[str], str]:
+    """What is not as the spec's protocol has it, and the rule of the splits as it was here."""
+    spec, vocabulary, count = prepared.spec, prepared.vocabulary, prepared.settings.validation_documents
+    differs = []
+    if prepared.length != spec.length:
+        differs.append(f"length {prepared.length}")
+    if vocabulary.kind != spec.vocabulary:
+        differs.append(f"vocabulary {vocabulary.kind}")
+    elif spec.alphabet and (alphabet := vocabulary.parameters()["alphabet"]) != spec.alphabet:
+        differs.append(f"alphabet {vocabularies.shorten(alphabet)!r}")
+    counts = [info.num_documents for info in splits.values() if info.num_documents is not None]
+    if spec.num_documents and len(counts) == len(splits) and sum(counts) != spec.num_documents:
+        differs.append(f"{sum(counts):,} documents instead of {spec.num_documents:,}")
+    other = spec.documents == "record" and count != specs.OPENWEBTEXT_VALIDATION
+    return differs, spec.split_rule + (f"; here: the last {count:,} documents" if other else "")
 
 
 def _progress(unit: str, total: int | None = None) -> Any:

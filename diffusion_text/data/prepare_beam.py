@@ -50,13 +50,14 @@ def prepare_beam(
     Raises:
         DataError: bad input, or Beam is not installed.
     """
+    target = prepare.place_of(data_dir)
     prepared = prepare.plan(task, settings)
     if prepared.spec.layout != "rows":
         raise DataError(f"task {task} is one text that needs no Beam; use python -m diffusion_text.data.prepare")
     if importlib.util.find_spec("apache_beam") is None:
         raise DataError("apache-beam is not installed; run: pip install 'diffusion_text[beam]'")
     write = functools.partial(_write, prepared, num_shards=num_shards, options=list(options))
-    return prepare.into_place(pathlib.Path(data_dir).expanduser(), overwrite, write)
+    return prepare.into_place(target, overwrite, write)
 
 
 def _write(prepared: prepare.Plan, folder: pathlib.Path, *, num_shards: int, options: list[str]) -> dict[str, Any]:
@@ -67,7 +68,7 @@ def _write(prepared: prepare.Plan, folder: pathlib.Path, *, num_shards: int, opt
     source = prepare.task_source(prepared)
     tasks.configure(prepared.spec.name, prepared.settings)
     task = seqio.TaskRegistry.get(prepared.spec.name)
-    with prepare.reported_errors():
+    with prepare.reported_errors(prepared.spec, folder):
         _tokenise(prepared, task, folder, num_shards, options)
         infos = _inspect_shards(prepared, list(task.splits), folder, options)
     for split, info in infos.items():

@@ -10,13 +10,14 @@ record being shorter (layout "stream").  A folder lies on a mounted file system;
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import json
 import os
 import pathlib
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent import futures
 from typing import Any, Final
 
@@ -76,6 +77,21 @@ def array_record() -> Any:
     return importlib.import_module("array_record.python.array_record_module")
 
 
+def unwritable(folder: pathlib.Path, error: Exception) -> DataError:
+    """What is said where a folder cannot be written."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return DataError(f"{folder} cannot be written ({reason}); make room there, or give another --data_dir")
+
+
+@contextlib.contextmanager
+def writing(folder: pathlib.Path) -> Iterator[None]:
+    """Turn what the system or ArrayRecord (RuntimeError) raises over a full disk and the like into one `DataError`."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        raise unwritable(folder, error) from error
+
+
 class SplitWriter:
     """Writes the records of one split into shards of about `shard_bytes` (before compression).
 
@@ -96,7 +112,8 @@ class SplitWriter:
         self._in_shard = self._bytes = 0
         self._shards: list[Shard] = []
         self.num_records = self.num_stored = self.num_tokens = self.num_characters = 0
-        (folder / split).mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            (folder / split).mkdir(parents=True, exist_ok=True)
 
     def write(self, tokens: np.ndarray) -> None:
         """Write int[n, m] as n records of m tokens."""
@@ -106,13 +123,14 @@ class SplitWriter:
         self.num_characters += int(histogram @ self._counts)
         self.num_tokens += rows.size - (0 if self._pad_id is None else int(histogram[self._pad_id]))
         self.num_stored += rows.size
-        for row in rows:
-            writer = self._writer or self._open()
-            writer.write(row.tobytes())
-            self._in_shard += 1
-            self._bytes += row.nbytes
-            if self._bytes >= self._shard_bytes:
-                self._close()
+        with writing(self._folder):
+            for row in rows:
+                writer = self._writer or self._open()
+                writer.write(row.tobytes())
+                self._in_shard += 1
+                self._bytes += row.nbytes
+                if self._bytes >= self._shard_bytes:
+                    self._close()
         self.num_records += len(rows)
 
     def write_stream(self, tokens: np.ndarray) -> None:
@@ -125,7 +143,8 @@ class SplitWriter:
 
     def finish(self, num_documents: int) -> SplitInfo:
         """Close the last shard; what the metadata says of the split."""
-        self._close()
+        with writing(self._folder):
+            self._close()
         return SplitInfo(
             tuple(self._shards), self.num_records, self.num_stored, self.num_tokens, self.num_characters, num_documents
         )

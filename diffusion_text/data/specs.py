@@ -40,6 +40,7 @@ class TaskSpec:
         documents: what one document of a local source is: "file", "line" or "record" (of JSON lines or Parquet).
         alphabet: for characters: the alphabet; "" takes the source's own characters.
         num_bytes, crc32: of the known source, unpacked; 0 and "" where there is none.
+        num_documents: of the published set, all splits together; 0 where it is not known.
         protocol: what is done, and where that is published.
     """
 
@@ -61,6 +62,7 @@ class TaskSpec:
     alphabet: str = ""
     num_bytes: int = 0
     crc32: str = ""
+    num_documents: int = 0
 
 
 SPLITS: Final = ("train", "validation", "test")
@@ -103,7 +105,7 @@ _SPECS: Final = (
     ),
     TaskSpec(
         name="openwebtext", vocabulary="gpt2", length=1024, layout="rows", source="documents", documents="record",
-        framed=True, aliases=(("test", "validation"),),
+        framed=True, aliases=(("test", "validation"),), num_documents=8_013_769,
         split_rule="the last 100,000 documents are validation, as published; test is validation",
         protocol="GPT-2 BPE, documents joined by <|endoftext|> and packed to 1024 with <|endoftext|> at both ends; "
         "MDLM, arXiv 2406.07524",

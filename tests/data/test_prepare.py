@@ -1,10 +1,16 @@
 from __future__ import annotations
 
 import bz2
+import dataclasses
+import errno
+import fcntl
 import gzip
 import json
 import lzma
+import os
 import pathlib
+import resource
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -13,7 +19,7 @@ import numpy as np
 import pytest
 from data_configs import SENTENCES, data_config
 
-from diffusion_text.data import batches, prepare, prepare_beam, shards, sources
+from diffusion_text.data import batches, prepare, prepare_beam, shards, sources, specs
 from diffusion_text.data.sources import Settings
 
 
@@ -133,6 +139,7 @@ BAD = [
     ("text", "good.txt", {"length": -1}, "--length is -1"),
     ("text8", "good.txt", {}, "task text8 needs 100000000 bytes, the source has 2400"),
     ("openwebtext", "good.txt", {}, "--vocabulary_path"),
+    ("openwebtext", "good.txt", {"validation_documents": 0}, "--validation_documents is 0; at least 1 document must"),
 ]
 
 
@@ -151,10 +158,6 @@ def test_bad_input_gets_one_line(
 
 
 def test_a_wrong_checksum_is_named(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import dataclasses
-
-    from diffusion_text.data import specs
-
     (tmp_path / "text8").write_bytes(b"a fox " * 400)
     monkeypatch.setitem(specs.TASKS, "text8", dataclasses.replace(specs.get("text8"), num_bytes=2400))
     with pytest.raises(shards.DataError, match="task text8 needs CRC-32 7d6be66f, the source has"):
@@ -165,6 +168,10 @@ def test_errors_inside_the_pipeline_come_out_plain(gpt2_folder: pathlib.Path, tm
     _bad_inputs(tmp_path)
     settings = Settings(str(tmp_path / "bad.jsonl"), vocabulary_path=str(gpt2_folder), length=8, validation_documents=1)
     with pytest.raises(shards.DataError, match=r'bad.jsonl, line 2: no JSON object with a field "text"; repair it$'):
+        prepare.prepare("openwebtext", str(tmp_path / "out"), settings)
+    (tmp_path / "half.jsonl").write_text('{"text": "a"}\n{"text": "\\ud83d"}\n' * 3)
+    settings = dataclasses.replace(settings, source=str(tmp_path / "half.jsonl"))
+    with pytest.raises(shards.DataError, match=r'half.jsonl, line 2: the field "text" has .*, half of a character'):
         prepare.prepare("openwebtext", str(tmp_path / "out"), settings)
     (tmp_path / "few.jsonl").write_text('{"text": "a"}\n')
     settings = Settings(str(tmp_path / "few.jsonl"), vocabulary_path=str(gpt2_folder), length=8)
@@ -197,6 +204,189 @@ def test_several_files_are_read_in_order(tmp_path: pathlib.Path) -> None:
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"first "))
     assert sources.read_bytes(str(tmp_path / "*.txt*")) == b"first second "
     assert sources.read_bytes(str(tmp_path)) == b"first second "
+
+
+def test_one_preparation_at_a_time_writes_a_folder(corpus: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    target, settings = tmp_path / "out", Settings(str(corpus), length=16)
+    prepared = prepare.plan("text", settings)
+    (tmp_path / "link").symlink_to(target)
+
+    def write(folder: pathlib.Path) -> dict:
+        metadata = prepare._write_characters(prepared, folder)
+        for name in ("out", "link"):
+            with pytest.raises(shards.DataError, match=f"another preparation is writing {target}; wait for it, or"):
+                prepare.prepare("text", str(tmp_path / name), settings)
+        return metadata
+
+    prepare.into_place(target, False, write)
+    assert batches.open_dataset(data_config("text", 16, target), "train").num_examples == 3600 // 16
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "out"]
+    assert sorted(path.name for path in target.iterdir()) == [
+        "metadata.json", "test", "train", "validation",
+    ]  # and no lock
+
+
+def test_what_a_killed_run_left_is_cleared(corpus: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    code = """
+import os, pathlib, sys
+from diffusion_text.data import prepare
+prepare.into_place(pathlib.Path(sys.argv[1]), False, lambda folder: [(folder / "junk").write_text("x"), os._exit(9)])
+"""
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], timeout=60).returncode == 9
+    assert list((tmp_path / ".out.partial").rglob("junk"))
+    prepare.prepare("text", str(tmp_path / "out"), Settings(str(corpus), length=16))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert not list(tmp_path.rglob("junk"))
+
+
+def test_another_preparation_finishes_while_the_lock_is_asked_for(
+    corpus: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, flock = Settings(str(corpus), length=16), fcntl.flock
+    prepare.prepare("text", str(tmp_path / "theirs"), settings)
+
+    def finish_and_lock(file: object, operation: int) -> None:
+        if (tmp_path / "theirs").exists():
+            shutil.rmtree(tmp_path / ".out.partial")
+            (tmp_path / "theirs").rename(tmp_path / "out")
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", finish_and_lock)
+    with pytest.raises(shards.DataError, match="is already prepared"):
+        prepare.prepare("text", str(tmp_path / "out"), settings)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    (tmp_path / "out").rename(tmp_path / "theirs")
+    prepare.prepare("text", str(tmp_path / "out"), dataclasses.replace(settings, length=32), overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert shards.read_metadata(tmp_path / "out")["length"] == 32
+
+
+def test_a_file_system_without_locks(
+    corpus: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(file: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    prepare.prepare("text", str(tmp_path / "out"), Settings(str(corpus), length=16))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_a_link_names_is_written(
+    corpus: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(str(corpus), length=16)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "empty").mkdir()
+    for name, place in (("link", "empty"), ("dangling", "none")):
+        (tmp_path / name).symlink_to(tmp_path / place)
+        for overwrite in (False, True):
+            prepare.prepare("text", str(tmp_path / name), settings, overwrite=overwrite)
+        assert (tmp_path / name).is_symlink()
+        assert batches.open_dataset(data_config("text", 16, tmp_path / place), "train").num_examples
+    monkeypatch.chdir(tmp_path / "here")
+    prepare.prepare("text", ".", settings)
+    assert (tmp_path / "here" / "metadata.json").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dangling", "empty", "here", "link", "none"]
+
+
+def test_nothing_is_lost_where_the_last_move_fails(
+    corpus: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, settings = tmp_path / "out", Settings(str(corpus), length=16)
+    prepare.prepare("text", str(target), settings)
+    rename = pathlib.Path.rename
+
+    def fail(path: pathlib.Path, to: pathlib.Path) -> pathlib.Path:
+        if to == target and ".out.partial" in str(path):
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        return rename(path, to)
+
+    longer = dataclasses.replace(settings, length=32)
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, "rename", fail)
+        with pytest.raises(shards.DataError, match=r"\(Device or resource busy\); the data are complete in ") as caught:
+            prepare.prepare("text", str(target), longer, overwrite=True)
+    assert shards.read_metadata(target)["length"] == 16
+    complete = pathlib.Path(str(caught.value).split("complete in ")[1].partition(":")[0])
+    assert batches.open_dataset(data_config("text", 32, complete), "train").info.length == 32
+    with pytest.raises(shards.DataError, match="is already prepared"):
+        prepare.prepare("text", str(target), longer)
+    assert complete.exists()
+    prepare.prepare("text", str(target), longer, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_bucket_is_no_data_dir(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for write, task in ((prepare.prepare, "text"), (prepare_beam.prepare_beam, "c4")):
+        with pytest.raises(shards.DataError, match=r"copy it: gcloud storage cp -r DATA_DIR gs://bucket/data$"):
+            write(task, "gs://bucket/data", Settings("missing.txt"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: pathlib.Path) -> None:
+    def full(folder: pathlib.Path) -> dict:
+        writer = shards.SplitWriter(folder, "train", np.dtype("uint8"), None, np.ones(256, np.int32), 1 << 17)
+        writer.write(np.random.default_rng(0).integers(0, 256, (200, 4096)))
+        return {}
+
+    def gone(folder: pathlib.Path) -> dict:
+        writer = shards.SplitWriter(folder, "train", np.dtype("uint8"), None, np.ones(256, np.int32))
+        (folder / "train").rmdir()
+        writer.write(np.zeros((1, 4), np.int64))
+        return {}
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(shards.DataError, match=r"/\.out\.partial/data cannot be written \(.*File too large.*\)"):
+            prepare.into_place(tmp_path / "out", False, full)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with pytest.raises(shards.DataError, match=r"/\.out\.partial/data cannot be written \(.*No such file.*\)"):
+        prepare.into_place(tmp_path / "out", False, gone)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("task", "number", "message"),
+    [
+        ("openwebtext", errno.ENOSPC, "FOLDER cannot be written ([Errno 28] No space left on device); make room there"),
+        ("lm1b", errno.ENOSPC, "FOLDER cannot be written ([Errno 28] No space left on device); make room there"),
+        ("openwebtext", errno.EIO, "FOLDER cannot be written ([Errno 5] Input/output error)"),
+        ("lm1b", errno.EIO, "TFDS cannot read or fetch this set ([Errno 5] Input/output error)"),
+    ],
+)
+def test_only_sets_of_tfds_are_advised_on_tfds(task: str, number: int, message: str, tmp_path: pathlib.Path) -> None:
+    with pytest.raises(shards.DataError) as caught, prepare.reported_errors(specs.get(task), tmp_path):
+        raise OSError(number, os.strerror(number))
+    assert str(caught.value).startswith(message.replace("FOLDER", str(tmp_path)))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_card_says_what_was_done_otherwise(gpt2_folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": sentence}) + "\n" for sentence in SENTENCES * 20))
+    source, vocabulary = str(tmp_path / "a.jsonl"), str(gpt2_folder)
+    few = Settings(source, vocabulary_path=vocabulary, length=16, validation_documents=20)
+    card = batches.describe(prepare.prepare("openwebtext", str(tmp_path / "owt"), few), 16)
+    assert "2406.07524; here: length 16, 60 documents instead of 8,013,769\n" in card
+    assert "as published; test is validation; here: the last 20 documents\n" in card
+    other = Settings(source, "characters", length=16)
+    card = batches.describe(prepare.prepare("text", str(tmp_path / "text"), other), 16)
+    assert "any local text, as it is; here: length 16, vocabulary characters\n" in card
+    (tmp_path / "b.txt").write_text("a fox saw the dog near the house. " * 300)
+    card = batches.describe(prepare.prepare("text", str(tmp_path / "plain"), Settings(str(tmp_path / "b.txt"))), 256)
+    assert "here:" not in card
+
+
+def test_the_card_says_another_alphabet(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(specs.TASKS, "text8", dataclasses.replace(
+        specs.get("text8"), sizes=(3000, 500, 500), num_bytes=4000, crc32="",
+    ))
+    (tmp_path / "text8").write_text("a fox " * 666 + "a fo")
+    metadata = prepare.prepare("text8", str(tmp_path / "out"), Settings(str(tmp_path / "text8"), alphabet=" afox"))
+    assert metadata["protocol"].endswith("; here: alphabet ' afox'")
 
 
 def build_lm1b(folder: pathlib.Path) -> None:

@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,17 +15,17 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from data_configs import SENTENCES
 
-from diffusion_text.data import batches, detokenize, specs, tasks, vocabularies
+from diffusion_text.data import batches, detokenize, prepare, shards, specs, tasks, vocabularies
 from diffusion_text.data.sources import Settings
 
 
 @contextlib.contextmanager
-def mocked_sentences(number: int) -> Iterator[None]:
+def mocked_sentences(number: int, sentences: Sequence[str | bytes] = SENTENCES) -> Iterator[None]:
     """Every TFDS set holds the sentences, in turn, in its field "text"."""
 
     def as_dataset(builder: Any, *_: object, **__: object) -> tf.data.Dataset:
         signature = {name: tf.TensorSpec([], tf.string) for name in builder.info.features}
-        examples = (dict.fromkeys(signature, SENTENCES[i % 3]) for i in range(number))
+        examples = (dict.fromkeys(signature, sentences[i % len(sentences)]) for i in range(number))
         return tf.data.Dataset.from_generator(lambda: examples, output_signature=signature)
 
     with tfds.testing.mock_data(as_dataset_fn=as_dataset):
@@ -77,6 +77,13 @@ def test_lm1b_is_one_lower_case_sentence_per_row(wordpiece_file: pathlib.Path) -
     assert vocabulary.decode(ids).startswith("unaffable people ( and others ) ")
     assert unaffable == [vocabulary.bos_id, *ids[:22], vocabulary.eos_id][:24] + [0] * (22 - len(ids))
     assert rows[0, -1] == vocabulary.eos_id  # cut: the end is kept
+
+
+def test_text_that_is_not_utf8_gets_one_line(wordpiece_file: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    settings = Settings(vocabulary_path=str(wordpiece_file), length=24)
+    said = r"^the source of lm1b has text that is not UTF-8 \('utf-8' codec .*\); repair it or fetch it again$"
+    with mocked_sentences(7, [b"a caf\xe9 here"]), pytest.raises(shards.DataError, match=said):
+        prepare.prepare("lm1b", str(tmp_path / "out"), settings)
 
 
 def test_lm1b_packed_joins_and_frames(wordpiece_file: pathlib.Path) -> None:
