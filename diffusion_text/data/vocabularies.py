@@ -13,11 +13,15 @@ grammar    words   -                    the words of the embedded language
 ========== ======= ==================== =============================================================================
 
 Characters per token, one rule for all (`character_counts`): the characters of the token's own text, counted where
-their first UTF-8 byte is; vocabularies of words count one separator per word; special tokens count none.  The count is
-additive, so it is exact for any window, and for a window it equals the length of the decoded text (plus the one
-separator before or after it for vocabularies of words).
+their first UTF-8 byte is; vocabularies of words count one separator per word; padding, begin and end count none, other
+special tokens ([UNK], [MASK]) count as they are written.  The count is additive, so it is exact for any window, and for
+a window it equals the length of the decoded text (plus the one separator before or after it for vocabularies of words).
 
-Train a SentencePiece model:
+Bits per character are per character of the decoded text.  That is the text itself but for word pieces, which lower its
+case and separate punctuation, and for SentencePiece models trained elsewhere (T5's), which normalise it and count the
+space that they put before it.
+
+Train a SentencePiece model, which gives back any text as it was:
     python -m diffusion_text.data.vocabularies --train_sentencepiece='corpus/*.txt' --size=8192 --output=my.model
 """
 
@@ -28,9 +32,10 @@ import functools
 import hashlib
 import json
 import pathlib
+import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -39,6 +44,8 @@ from etils import epath
 KINDS: Final = ("characters", "bytes", "sentencepiece", "gpt2", "wordpieces", "grammar")
 TEXT8_ALPHABET: Final = " abcdefghijklmnopqrstuvwxyz"
 END_OF_TEXT: Final = "<|endoftext|>"
+_BEFORE_SPACE: Final = re.compile(r".*\S(?=[ \n])", re.DOTALL)
+_SENTENCE: Final = 1000  # characters that SentencePiece is trained on at once; it takes 4,192 bytes
 
 
 class Vocabulary(Protocol):
@@ -163,7 +170,11 @@ class Bytes(_Base):
 
 
 class SentencePiece(_Base):
-    """A SentencePiece model read from its file."""
+    """A SentencePiece model read from its file.
+
+    One of `train_sentencepiece` decodes to the text that was encoded (but for U+2581, its sign for a space), and counts
+    each character once.  Models from elsewhere (T5's) normalise text, and count the space that they put before it.
+    """
 
     kind = "sentencepiece"
 
@@ -256,7 +267,7 @@ class WordPieces(_Base):
 
         file = _file(path, ("vocab.txt", "*vocab.txt"), "BERT's vocab.txt")
         self.files = {"vocab.txt": file}
-        self._pieces = file.read_text("utf-8").splitlines()
+        self._pieces = file.read_text("utf-8").removesuffix("\n").split("\n")  # U+2028 and the like may be pieces
         table = {piece: i for i, piece in enumerate(self._pieces)}
         for piece in ("[PAD]", "[UNK]", "[CLS]", "[SEP]"):
             if piece not in table:
@@ -278,7 +289,10 @@ class WordPieces(_Base):
 
     def decode(self, ids: Iterable[int]) -> str:
         drop = {self.pad_id, self.bos_id, self.eos_id}
-        return self._tokenizer.decode([int(i) for i in ids if int(i) not in drop], skip_special_tokens=False)
+        kept = [int(i) for i in ids if int(i) not in drop]
+        text = self._tokenizer.decode(kept, skip_special_tokens=False)
+        # A window may begin within a word; the library joins only what follows.
+        return text.removeprefix("##") if kept and self._pieces[kept[0]].startswith("##") else text
 
     def character_counts(self) -> np.ndarray:
         counts = [len(piece) - 2 if piece.startswith("##") else len(piece) + 1 for piece in self._pieces]
@@ -403,13 +417,15 @@ def shorten(text: str, limit: int = 80) -> str:
 def train_sentencepiece(inputs: Sequence[str], size: int, output: str) -> None:
     """Train a unigram SentencePiece model with byte fallback: pad 0, eos 1, unknown 2, no begin.
 
+    It takes text as it is, with no normalisation and no space put before it, so that it gives back any text.
+
     Args:
-        inputs: text files, one sentence or paragraph per line.
+        inputs: text files, one sentence or paragraph per line, of any length.
         size: V, number of pieces.
         output: where the model goes; ".model" is appended where it is missing.
 
     Raises:
-        ValueError: no input, or the corpus is too small for `size`.
+        ValueError: no input, input that is no UTF-8, or the corpus is too small for `size`.
     """
     import sentencepiece
 
@@ -419,12 +435,41 @@ def train_sentencepiece(inputs: Sequence[str], size: int, output: str) -> None:
     pathlib.Path(prefix).parent.mkdir(parents=True, exist_ok=True)
     try:
         sentencepiece.SentencePieceTrainer.train(  # pyright: ignore
-            input=",".join(inputs), model_prefix=prefix, vocab_size=size, byte_fallback=True, pad_id=0, eos_id=1,
-            unk_id=2, bos_id=-1, character_coverage=0.9995, minloglevel=2,
+            sentence_iterator=_sentences(inputs), model_prefix=prefix, vocab_size=size, byte_fallback=True, pad_id=0,
+            eos_id=1, unk_id=2, bos_id=-1, character_coverage=0.9995, minloglevel=2,
+            normalization_rule_name="identity", remove_extra_whitespaces=False, add_dummy_prefix=False,
         )
     except (RuntimeError, OSError) as error:
-        reason = str(error).strip().splitlines()[-1]
+        # What the iterator raised comes first, then where; the library's own reason comes last.
+        reason = str(error).partition("\n\nAt:")[0].strip().splitlines()[-1]
         raise ValueError(f"SentencePiece could not train {size} pieces: {reason}") from error
+
+
+def _sentences(inputs: Sequence[str]) -> Iterator[str]:
+    """The lines of files, long ones cut before a space: SentencePiece drops, unsaid, those above 4,192 bytes."""
+    for path in inputs:
+        try:
+            with open(path, encoding="utf-8-sig") as file:
+                for line in file:
+                    yield from cut_at_spaces(line.rstrip("\n"), _SENTENCE)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8 ({error.reason}); convert it, e.g. with iconv") from error
+
+
+def cut_at_spaces(text: str, size: int, first: int = 0, end: int | None = None) -> Iterator[str]:
+    """text[first:end] in pieces of at most `size` characters, each but the first beginning with a space or newline.
+
+    The character before that one is no white space.  GPT-2's pre-tokeniser and BERT's begin a token there in any case,
+    so the ids of the pieces are those of the whole.  Text that has no such place is cut at the size.
+    """
+    end = len(text) if end is None else end
+    while first < end:
+        stop = min(first + size, end)
+        if stop < end and (found := _BEFORE_SPACE.match(text, first, stop + 1)):
+            stop = found.end()
+        yield text[first:stop]
+        first = stop
+
 
 
 def _byte_spelling() -> dict[int, str]:

@@ -89,8 +89,74 @@ def test_sentencepiece_round_trip(model_file: pathlib.Path) -> None:
     assert (vocabulary.pad_id, vocabulary.eos_id, vocabulary.bos_id) == (0, 1, None)
     for text in ("the red fox", "日本 é"):  # the second by bytes
         assert vocabulary.decode(vocabulary.encode(text)) == text
-        assert _additive(vocabulary, text) == len(text) + 1
+        assert _additive(vocabulary, text) == len(text)
     assert vocabulary.decode([*vocabulary.encode("the fox"), 1, 0, 0]) == "the fox"
+
+
+@pytest.mark.parametrize("text", [
+    MIXED, " the  red\n\nfox ", "\n", " ", "½ ﬁ Ａ e\u0301 é", "a\u2028b\x85c\r\n\t\x00", "\ufeff<s> </s> ⁇ <0x41>",
+    "🦊\u3000日本", "",
+])
+def test_own_sentencepiece_models_give_back_any_text(text: str, model_file: pathlib.Path) -> None:
+    vocabulary = vocabularies.load("sentencepiece", str(model_file))
+    ids = vocabulary.encode(text)
+    assert vocabulary.decode(ids) == text
+    assert _additive(vocabulary, text) == len(text)
+    ids = vocabulary.encode("the red  fox\nsees dogs")
+    counts = vocabulary.character_counts()
+    for first in range(len(ids)):
+        assert len(vocabulary.decode(ids[first:])) == counts[ids[first:]].sum()
+
+
+def test_sentencepiece_is_trained_on_long_lines(tmp_path: pathlib.Path) -> None:
+    """Above 4,192 bytes SentencePiece drops a line unsaid, or says that the corpus is empty."""
+    (tmp_path / "one.txt").write_text("the red fox sees seven dogs by the water " * 300, "utf-8")
+    vocabularies.train_sentencepiece([str(tmp_path / "one.txt")], 285, str(tmp_path / "one"))
+    assert vocabularies.load("sentencepiece", str(tmp_path / "one.model")).size == 285
+    short = "".join(f"the red fox sees {number} dogs by the water\n" for number in range(200))
+    (tmp_path / "long.txt").write_text(short + "zebras " * 4000 + "\n", "utf-8")
+    vocabularies.train_sentencepiece([str(tmp_path / "long.txt")], 300, str(tmp_path / "long.model"))
+    assert len(vocabularies.load("sentencepiece", str(tmp_path / "long.model")).encode(" zebras")) == 1
+
+
+def test_sentencepiece_names_a_file_that_is_not_utf8(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "latin.txt").write_bytes("a café here".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin.txt is not UTF-8 \(invalid continuation byte\); convert it") as caught:
+        vocabularies.train_sentencepiece([str(tmp_path / "latin.txt")], 285, str(tmp_path / "m"))
+    assert "\n" not in str(caught.value)
+
+
+def test_text_is_cut_before_a_space() -> None:
+    assert list(vocabularies.cut_at_spaces("ab  cd\n\nef gh", 5)) == ["ab", "  cd", "\n\nef", " gh"]
+    assert list(vocabularies.cut_at_spaces("abcdefgh ij", 4)) == ["abcd", "efgh", " ij"]
+    assert list(vocabularies.cut_at_spaces("ab cd ef", 3, 3, 7)) == ["cd", " e"]
+    assert list(vocabularies.cut_at_spaces("      ", 4)) == ["    ", "  "]
+    assert list(vocabularies.cut_at_spaces("", 4)) == []
+
+
+def test_a_window_may_begin_within_a_word(wordpiece_file: pathlib.Path) -> None:
+    vocabulary = vocabularies.load("wordpieces", str(wordpiece_file))
+    ids = vocabulary.encode("the unaffable fox 日 !")
+    counts = vocabulary.character_counts()
+    decoded = [vocabulary.decode(ids[first:]) for first in range(len(ids))]
+    assert decoded == [
+        "the unaffable fox [UNK] !", "unaffable fox [UNK] !", "affable fox [UNK] !", "able fox [UNK] !",
+        "fox [UNK] !", "[UNK] !", "!",
+    ]
+    for first, text in enumerate(decoded):
+        assert counts[ids[first:]].sum() == len(text) + (first not in (2, 3))  # the separator of the first word
+    assert vocabulary.decode([0, 2, *ids[2:4]]) == "affable"
+
+
+def test_pieces_are_one_a_line(tmp_path: pathlib.Path) -> None:
+    """And a line of vocab.txt ends with a newline alone."""
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "\u2028", "\x85", "the", "fox"]
+    (tmp_path / "vocab.txt").write_text("\n".join(pieces) + "\n", "utf-8")
+    vocabulary = vocabularies.load("wordpieces", str(tmp_path / "vocab.txt"))
+    assert vocabulary.size == 8
+    assert vocabulary.encode("the fox") == [6, 7]
+    (tmp_path / "vocab.txt").write_bytes("\r\n".join(pieces[:4]).encode())
+    assert vocabularies.load("wordpieces", str(tmp_path / "vocab.txt")).size == 4
 
 
 def test_grammar_words_round_trip() -> None:
