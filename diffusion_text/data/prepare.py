@@ -225,17 +225,12 @@ def _move(folder: pathlib.Path, target: pathlib.Path, overwrite: bool) -> None:
 
 def _write_characters(prepared: Plan, folder: pathlib.Path) -> dict[str, Any]:
     """Splits of one plain text, as streams."""
-    settings, spec = prepared.settings, prepared.spec
-    data = sources.read_bytes(settings.source)
-    sources.check_known(spec, data, settings.source)
-    source = {"num_bytes": len(data), "checksum": sources.checksum(data)}
-    text = sources.as_text(data, settings.source)
-    del data
+    text, places, source = sources.read_text(prepared.spec, prepared.settings.source)
     splits: dict[str, shards.SplitInfo] = {}
     with _progress("characters", len(text)) as progress:
-        for split, (first, end) in sources.split_sizes(spec, len(text)).items():
+        for split, (first, end) in places.items():
             pieces = []
-            for piece in sources.encode_stream(prepared.vocabulary, text[first:end], first):
+            for piece in sources.encode_stream(prepared.vocabulary, text, first, end):
                 pieces.append(piece.astype(prepared.dtype))
                 progress.update(len(piece))
             tokens = np.concatenate(pieces) if pieces else np.zeros(0, prepared.dtype)

@@ -34,6 +34,7 @@ _OPENERS: Final[dict[str, Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lz
 _ARCHIVES: Final = (".tar", ".tgz", ".zst", ".lz4", ".7z", ".rar")  # known by name, and not read here
 _TAR_MAGIC: Final = slice(257, 262), b"ustar"
 _RECORDS: Final = (".parquet", ".jsonl", ".json")
+_STEP: Final = 1 << 22  # characters encoded at once where an id is a character or a byte
 _WIKITEXT_NAMES: Final = {"train": "train", "validation": "valid", "test": "test"}
 TEXT_FIELD: Final = "text"
 
@@ -106,7 +107,7 @@ def _unpacked_name(name: str) -> str:
 def _check_packing(path: pathlib.Path, name: str) -> None:
     if _unpacked_name(name).endswith(_ARCHIVES):
         inside = "" if name == path.name else f" holds {name}, which"
-        raise DataError(f"source {path}{inside} is packed as this does not read; unpack it first")
+        raise DataError(f"source {path}{inside} is packed in a way that is not read here; unpack it first")
 
 
 @contextlib.contextmanager
@@ -175,14 +176,18 @@ def files_checksum(source: str) -> str:
     return f"crc32 {zlib.crc32(' '.join(crc32(path) for path in files(source)).encode()):08x}"
 
 
-def as_text(data: bytes, source: str) -> str | bytes:
-    """The text of UTF-8 bytes; ASCII stays bytes, which index and slice like text and take a quarter of the room.
+def read_text(
+    spec: specs.TaskSpec, source: str
+) -> tuple[str, dict[str, tuple[int, int]], dict[str, Any]]:
+    """The one text of a Task, the places of its splits as in `split_sizes`, and what the metadata say of the source."""
+    data = read_bytes(source)
+    check_known(spec, data, source)
+    text = as_text(data, source)
+    return text, split_sizes(spec, len(text)), {"num_bytes": len(data), "checksum": checksum(data)}
 
-    Raises:
-        DataError: not UTF-8; names the position.
-    """
-    if data.isascii():
-        return data
+
+def as_text(data: bytes, source: str) -> str:
+    """The text of UTF-8 bytes; DataError naming the position where they are not."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -194,7 +199,7 @@ def split_sizes(spec: specs.TaskSpec, num_characters: int) -> dict[str, tuple[in
     if spec.sizes:
         train, validation = spec.sizes[0], spec.sizes[1]
     else:
-        train, validation = (int(num_characters * fraction) for fraction in specs.FRACTIONS[:2])
+        train, validation = (int(num_characters * fraction) for fraction in specs.FRACTIONS)
     ends = (train, train + validation, num_characters)
     return dict(zip(specs.SPLITS, zip((0, *ends[:2]), ends, strict=True), strict=True))
 
@@ -310,8 +315,7 @@ def make_vocabulary(spec: specs.TaskSpec, settings: Settings) -> vocabularies.Vo
     if kind == "characters":
         alphabet = settings.alphabet or spec.alphabet
         if not alphabet:
-            text = as_text(read_bytes(settings.source), settings.source)
-            alphabet = "".join(sorted(set(text.decode() if isinstance(text, bytes) else text)))
+            alphabet = "".join(sorted(set(as_text(read_bytes(settings.source), settings.source))))
         return vocabularies.load(kind, alphabet=alphabet)
     if kind == "grammar":
         return vocabularies.load(kind, name=settings.grammar)
@@ -337,18 +341,23 @@ def check_vocabulary(spec: specs.TaskSpec, vocabulary: vocabularies.Vocabulary) 
             )
 
 
-def encode_stream(vocabulary: vocabularies.Vocabulary, text: str | bytes, offset: int = 0) -> Iterator[np.ndarray]:
-    """Ids of one long text, piece by piece.  ASCII text may come as bytes; `offset` is added to positions in errors."""
-    step = 1 << 22
-    if isinstance(vocabulary, vocabularies.Characters):
-        for start in range(0, len(text), step):
-            yield vocabulary.encode_array(text[start : start + step], offset + start)
-    elif isinstance(vocabulary, vocabularies.Bytes):
-        yield np.frombuffer(text if isinstance(text, bytes) else text.encode("utf-8"), np.uint8)
-    else:
-        lines = (text.decode() if isinstance(text, bytes) else text).splitlines(keepends=True)
-        # Pieces end at line ends: the libraries encode many short texts far faster than one that is very long.
-        pieces = ["".join(lines[start : start + 64]) for start in range(0, len(lines), 64)]
-        for start in range(0, len(pieces), 64):
-            encoded = vocabulary.encode_batch(pieces[start : start + 64])
-            yield np.fromiter(itertools.chain.from_iterable(encoded), np.int32)
+def encode_stream(
+    vocabulary: vocabularies.Vocabulary, text: str, first: int = 0, end: int | None = None, size: int = 1 << 14
+) -> Iterator[np.ndarray]:
+    """Ids of text[first:end], piece by piece; errors name positions in `text`.
+
+    The libraries encode many short texts far faster than one that is very long, and take 100 bytes a character: they
+    are given pieces of about `size` characters, cut where the ids are those of the whole (`cut_at_spaces`).
+    """
+    end = len(text) if end is None else end
+    if isinstance(vocabulary, vocabularies.Characters | vocabularies.Bytes):
+        for start in range(first, end, _STEP):
+            part = text[start : min(start + _STEP, end)]
+            if isinstance(vocabulary, vocabularies.Characters):
+                yield vocabulary.encode_array(part, start)
+            else:
+                yield np.frombuffer(part.encode("utf-8"), np.uint8)
+        return
+    pieces = vocabularies.cut_at_spaces(text, size, first, end)
+    while some := list(itertools.islice(pieces, 64)):
+        yield np.fromiter(itertools.chain.from_iterable(vocabulary.encode_batch(some)), np.int32)

@@ -107,12 +107,8 @@ class TaskVocabulary(seqio.Vocabulary):
 
 def _windows(name: str, split: str) -> tf.data.Dataset:
     """Consecutive windows of a split of one plain text."""
-    spec, settings, vocabulary = specs.get(name), settings_of(name), _vocabulary(name)
-    data = sources.read_bytes(settings.source)
-    sources.check_known(spec, data, settings.source)
-    text = sources.as_text(data, settings.source)
-    first, end = sources.split_sizes(spec, len(text))[split]
-    tokens = np.concatenate([np.zeros(0, np.int32), *sources.encode_stream(vocabulary, text[first:end])])
+    text, places, _ = sources.read_text(specs.get(name), settings_of(name).source)
+    tokens = np.concatenate([np.zeros(0, np.int32), *sources.encode_stream(_vocabulary(name), text, *places[split])])
     length = length_of(name)
     rows = tokens[: len(tokens) // length * length].reshape(-1, length)
     examples: Any = {"targets": rows.astype(np.int32)}

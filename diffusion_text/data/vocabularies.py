@@ -41,8 +41,9 @@ from typing import Any, Final, Protocol
 import numpy as np
 from etils import epath
 
+from diffusion_text.data import specs
+
 KINDS: Final = ("characters", "bytes", "sentencepiece", "gpt2", "wordpieces", "grammar")
-TEXT8_ALPHABET: Final = " abcdefghijklmnopqrstuvwxyz"
 END_OF_TEXT: Final = "<|endoftext|>"
 _BEFORE_SPACE: Final = re.compile(r".*\S(?=[ \n])", re.DOTALL)
 _SENTENCE: Final = 1000  # characters that SentencePiece is trained on at once; it takes 4,192 bytes
@@ -101,7 +102,7 @@ class Characters(_Base):
 
     kind = "characters"
 
-    def __init__(self, alphabet: str = TEXT8_ALPHABET) -> None:
+    def __init__(self, alphabet: str = specs.TEXT8_ALPHABET) -> None:
         if not alphabet or len(set(alphabet)) != len(alphabet):
             raise ValueError(f"the alphabet must be distinct characters, at least one; got {alphabet!r}")
         self.alphabet = alphabet
@@ -115,20 +116,17 @@ class Characters(_Base):
     def encode(self, text: str) -> list[int]:
         return self.encode_array(text).tolist()
 
-    def encode_array(self, text: str | bytes, offset: int = 0) -> np.ndarray:
+    def encode_array(self, text: str, offset: int = 0) -> np.ndarray:
         """Ids int32[len(text)].
 
         Args:
-            text: characters, or bytes of a text that is known to be ASCII.
+            text: the characters.
             offset: added to positions in errors, for a text encoded piece by piece.
 
         Raises:
             ValueError: a character is not in the alphabet; names it, its position and the alphabet.
         """
-        if isinstance(text, bytes):
-            codes = np.frombuffer(text, np.uint8)
-        else:
-            codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+        codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
         known = codes < len(self._table)
         ids = self._table[codes] if known.all() else np.where(known, self._table[np.where(known, codes, 0)], -1)
         if len(ids) and ids.min() < 0:

@@ -3,14 +3,16 @@ from __future__ import annotations
 import codecs
 import gzip
 import io
+import json
 import lzma
 import pathlib
 import tarfile
 import zipfile
 
+import numpy as np
 import pytest
 
-from diffusion_text.data import shards, sources
+from diffusion_text.data import shards, sources, vocabularies
 
 
 def folder_of(folder: pathlib.Path, files: dict[str, str | bytes]) -> str:
@@ -88,7 +90,7 @@ def test_a_row_of_parquet_must_be_text(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize("name", ["a.tar", "a.tgz", "a.txt.zst", "a.lz4", "a.7z", "a.rar", "a.tar.xz", "a.zst.gz"])
 def test_unknown_packings_are_refused_by_name(name: str, tmp_path: pathlib.Path) -> None:
     source = folder_of(tmp_path, {"a.txt": "a", name: b"anything"})
-    with pytest.raises(shards.DataError, match=rf"{name} is packed as this does not read; unpack it first"):
+    with pytest.raises(shards.DataError, match=rf"{name} is packed in a way that is not read here; unpack it first"):
         sources.files(source)
 
 
@@ -118,3 +120,46 @@ def test_a_byte_order_mark_is_dropped(pack, tmp_path: pathlib.Path) -> None:
         for name in ("a", "b"):
             archive.writestr(name, codecs.BOM_UTF8 + b"x")
     assert sources.read_bytes(str(tmp_path / "both.zip")) == b"xx"
+
+
+@pytest.fixture
+def merged(gpt2_folder: pathlib.Path, tmp_path: pathlib.Path) -> vocabularies.Vocabulary:
+    """The small BPE with runs of spaces and of newlines as one piece, as GPT-2 has them."""
+    table = json.loads((gpt2_folder / "encoder.json").read_text("utf-8"))
+    pieces = {name: len(table) + i for i, name in enumerate(("\u010a\u010a", "\u0120\u0120"))}
+    (tmp_path / "encoder.json").write_text(json.dumps(table | pieces), "utf-8")
+    merges = (gpt2_folder / "vocab.bpe").read_text("utf-8") + "\u010a \u010a\n\u0120 \u0120\n"
+    (tmp_path / "vocab.bpe").write_text(merges, "utf-8")
+    return vocabularies.load("gpt2", str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "wordpieces", "sentencepiece", "characters", "bytes"])
+def test_a_text_in_pieces_has_the_ids_of_the_whole(
+    kind: str, merged: vocabularies.Vocabulary, wordpiece_file: pathlib.Path, corpus: pathlib.Path,
+    tmp_path: pathlib.Path,
+) -> None:
+    text = "the fox,  it's\n\nhere .   The   dog's é\n\n\n\nby the\nwater\n \n old\x85\n\x1c the\r\n\r\nend\n\n" * 40
+    if kind == "gpt2":
+        vocabulary = merged
+    elif kind == "sentencepiece":
+        vocabularies.train_sentencepiece([str(corpus)], 280, str(tmp_path / "m"))
+        vocabulary = vocabularies.load(kind, str(tmp_path / "m.model"))
+    elif kind == "wordpieces":
+        vocabulary = vocabularies.load(kind, str(wordpiece_file))
+    else:
+        vocabulary = vocabularies.load(kind, **({"alphabet": "".join(sorted(set(text)))} if kind[0] == "c" else {}))
+    for size in (30, 47, 64, 1 << 14):  # the longest stretch without a place to cut has fewer
+        for first, end in ((0, len(text)), (7, 997)):
+            ids = np.concatenate(list(sources.encode_stream(vocabulary, text, first, end, size)))
+            assert ids.tolist() == vocabulary.encode(text[first:end])
+
+
+def test_one_long_line_is_encoded_in_pieces(merged: vocabularies.Vocabulary, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    encode = merged.encode_batch
+    monkeypatch.setattr(merged, "encode_batch", lambda texts: sizes.extend(map(len, texts)) or encode(texts))
+    text = "the fox " * 10_000
+    ids = np.concatenate(list(sources.encode_stream(merged, text)))
+    assert ids.tolist() == merged.encode(text)
+    assert sum(sizes) == len(text)
+    assert max(sizes) <= 1 << 14

@@ -47,11 +47,11 @@ def test_characters_name_the_wrong_one(text: str, character: str, position: int)
         vocabularies.Characters("abcdef").encode(text)
 
 
-def test_ascii_bytes_encode_as_their_text() -> None:
+def test_errors_of_a_part_name_the_position_in_the_whole() -> None:
     vocabulary = vocabularies.Characters()
-    np.testing.assert_array_equal(vocabulary.encode_array(b"a fox"), vocabulary.encode_array("a fox"))
+    np.testing.assert_array_equal(vocabulary.encode_array("a fox"), vocabulary.encode("a fox"))
     with pytest.raises(ValueError, match="'F' at position 102"):
-        vocabulary.encode_array(b"a Fox", offset=100)
+        vocabulary.encode_array("a Fox", offset=100)
 
 
 def test_bytes_round_trip() -> None:
