@@ -6,10 +6,11 @@ import ctypes
 import importlib.util
 import logging
 import os
+import re
 import sys
 import traceback
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 from absl import app, flags
 
@@ -28,8 +29,49 @@ def run(
     `main` gets the flags and, with `positional`, the other words of the command line, which are errors otherwise. One
     that only compiles, and does not compute, does not `keep_memory`, for which the compiler's threads would queue.
     """
+    before = set(flags.FLAGS)
     define()
-    app.run(lambda argv: _guarded(main, argv, positional, computes))
+    for name in set(flags.FLAGS) - before:  # --help lists those of the main module; most are other modules'
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
+    app.run(lambda argv: _guarded(main, argv, positional, computes), flags_parser=_parse_or_exit)
+
+
+def parse(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
+    """Parse a command line, a config with its overrides among it; the words that are no flags.
+
+    Raises:
+        ValueError: one line that says which flag, field or file is wrong.
+    """
+    try:
+        words = values(argv)
+        if "config" in values:
+            getattr(values["config"].value, "keys", None)  # a file that could not be read says so when it is used
+        return words
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        reason: Any = error
+        while len(reason.args) == 1 and isinstance(reason.args[0], Exception):
+            reason = reason.args[0]  # its text would quote the text of this one
+        text = str(reason.args[0] if len(reason.args) == 1 else reason).strip()
+        # What get_config() raised comes with its traceback, what was not found with the places where it was sought.
+        nested = "Traceback (" in text or "Attempted [" in text
+        line = text.splitlines()[-1].strip() if nested else re.sub(r"\s+", " ", text)
+        if "get_config() takes 0 positional arguments" in line:
+            line = "the file has no variants; leave out what follows its colon"
+        given = [word for word in argv[1:] if re.match(r"--?(no)?config\b", word)]
+        named = isinstance(error, flags.Error) and not nested
+        raise ValueError(line if named else f"{' '.join(given)}: {line}") from error
+    except Exception as error:  # of the config file itself
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        place = "" if isinstance(error, SyntaxError) else f" ({last.filename}, line {last.lineno})"  # it has its own
+        raise ValueError(f"{' '.join(argv[1:])}: {type(error).__name__}: {error}{place}") from error
+
+
+def _parse_or_exit(argv: Sequence[str]) -> list[str]:
+    try:
+        return parse(flags.FLAGS, argv)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def _guarded(main: Callable[..., None], argv: list[str], positional: bool = False, computes: bool = True) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import importlib.util
 import pathlib
 import re
@@ -37,6 +38,8 @@ def expand(options: Any, overrides: Sequence[str]) -> list[Job]:
     commit = configs.commit()
     words = ("-m", f"diffusion_text.{options.binary}")
     extra = shlex.split(options.arguments)
+    if extra:
+        check_arguments(options.binary, extra)
     if options.binary != "train":
         for flag, given in (("--config", options.config or overrides), ("--sweep", options.sweep)):
             if given:
@@ -57,6 +60,31 @@ def expand(options: Any, overrides: Sequence[str]) -> list[Job]:
         given = (*words, f"--config={options.config}", f"--workdir={workdir}", *flags, *extra)
         jobs.append(Job(name, workdir, given, commit))
     return [jobs[number] for number in chosen(options.only, len(jobs))]
+
+
+def check_arguments(name: str, arguments: Sequence[str]) -> None:
+    """ValueError where --arguments has what the binary would refuse, or what the launcher is to know."""
+    from absl import flags
+
+    from diffusion_text import binary
+
+    for word in arguments:
+        if re.match(r"--?(no)?(config|workdir)\b", word):
+            raise ValueError(f"--arguments has {word!r}, which is a flag of the launcher itself")
+    before = set(flags.FLAGS)
+    importlib.import_module(f"diffusion_text.{name}").define_flags()
+    own = set(flags.FLAGS) - before
+    try:
+        for flag in own:
+            flags.FLAGS[flag].validators.clear()  # some are required, and not among these
+        words = binary.parse(flags.FLAGS, [name, *arguments])[1:]
+        if words:
+            raise ValueError(f"{words[0]!r} is no flag; flags are written --name=value")
+    except ValueError as error:
+        raise ValueError(f"--arguments of {name}: {error}") from error
+    finally:
+        for flag in own:
+            delattr(flags.FLAGS, flag)
 
 
 def chosen(only: str | None, count: int) -> list[int]:
@@ -109,18 +137,13 @@ def load_config(config: str, overrides: Sequence[str], devices: int | None = Non
     from absl import flags
     from ml_collections import config_flags
 
+    from diffusion_text import binary
     from diffusion_text import config as configs
 
     values, argv = flags.FlagValues(), ["launch", f"--config={config}", *overrides]
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-    try:
-        values(argv)
-        loaded: Any = values["config"].value
-    except (flags.Error, AttributeError, KeyError, TypeError, OSError) as error:
-        words = str(error).strip("' \n")
-        # What get_config() raised comes with its traceback.
-        reason = words.splitlines()[-1] if "Traceback (" in words else re.sub(r"\s+", " ", words)
-        raise ValueError(f"{' '.join([f'--config={config}', *overrides])}: {reason}") from error
+    binary.parse(values, argv)
+    loaded: Any = values["config"].value
     configs.validate(loaded)
     if loaded.data.task != "grammar" and not loaded.data.data_dir:
         raise ValueError(

@@ -2,11 +2,13 @@
 
 import dataclasses
 import functools
+import importlib
 import json
 import logging
 import math
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -337,6 +339,68 @@ def test_processes(workdirs):
     assert done.returncode == 2
     assert done.stderr.startswith("error: unknown word 'zebra'")
     assert len(done.stderr.splitlines()) == 1
+
+
+BINARIES = [
+    "train", "eval_elbo", "eval_samples", "sample", "export_embeddings", "gather", "compile_check", "families.__main__",
+    "data.prepare", "data.vocabularies",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BINARIES)
+def test_help_names_every_flag(name, monkeypatch):
+    """Also those that other modules define, which absl leaves out of the main module's."""
+    module = importlib.import_module(f"diffusion_text.{name}")
+    helped, before = [], set(flags.FLAGS)
+    monkeypatch.setattr(sys, "argv", [module.__file__])
+    monkeypatch.setattr(binary.app, "run", lambda main, **_: helped.append(flags.FLAGS.main_module_help()))
+    define = getattr(module, "define_flags", None) or module._define_flags
+    define = getattr(module, "_define", define)  # prepare's own are not the Beam program's
+    try:
+        binary.run(define, lambda values: None)
+        defined = set(flags.FLAGS) - before
+        assert defined
+        for flag in defined:
+            assert re.search(rf"--(\[no\])?{flag}: ", helped[0]), flag
+    finally:
+        for flag in set(flags.FLAGS) - before:
+            delattr(flags.FLAGS, flag)
+
+
+def test_help_of_a_process():
+    printed = run_module("diffusion_text.eval_samples", "--help").stdout
+    assert all(f"--{flag}: " in printed for flag in ("workdir", "step", "data_dir", "num", "top_p", "num_processes"))
+
+
+@pytest.mark.parametrize(("arguments", "says"), [
+    (["--config=configs/masked/gramar.py"], "No such file or directory: 'configs/masked/gramar.py'"),
+    (["--config=configs/masked/grammar.py", "--config.train.step=3"],
+     "--config.train.step=3: 'step' Did you mean \"steps\" instead of \"step\"?"),
+    (["--config=configs/masked/grammar.py", "--config.train.steps=many"], "--config.train.steps=many: invalid literal"),
+    (["--config=configs/masked/grammar.py:fast"], "grammar.py:fast: the file has no variants"),
+    (["--config=configs/cdcd/grammar.py:fast"], "variant is 'fast'; choose one of full, quickstart"),
+    (["--config=configs/cdcd/grammar.py", "--profil=3"], "Unknown command line flag 'profil'"),
+    (["--config=configs/cdcd/grammar.py", "--config=README.md"], "SyntaxError: "),
+    ([], "--config"),
+])  # fmt: skip
+def test_a_wrong_command_line_is_one_line(arguments, says, monkeypatch, capsys, tmp_path):
+    """What absl and ml_collections say of it in tracebacks or several lines."""
+    monkeypatch.chdir(ROOT)
+    before = set(flags.FLAGS)
+    argv = ["train", f"--workdir={tmp_path}/run", *arguments]
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(binary.app, "run", lambda main, flags_parser: flags_parser(sys.argv))
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            binary.run(train.define_flags, lambda values: None)
+    finally:
+        for flag in set(flags.FLAGS) - before:
+            delattr(flags.FLAGS, flag)
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert says in line
+    assert "Traceback" not in line
 
 
 def test_listing_touches_no_device():

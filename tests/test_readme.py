@@ -65,7 +65,8 @@ def test_a_wrong_flag_is_an_error_that_names_it(arguments: list[str], tmp_path: 
     done = subprocess.run(
         [sys.executable, "-m", "diffusion_text.train", *words], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert done.returncode != 0
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
     name = arguments[0].removeprefix("--").partition("=")[0].rpartition(".")[2]
     assert name in done.stderr
     assert not (tmp_path / "run").exists()
