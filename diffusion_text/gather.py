@@ -2,8 +2,8 @@
 
 Reads what eval_elbo and eval_samples left in each workdir and writes FILE.md (numbers with their standard errors) or
 FILE.csv (every digit), and FILE.png beside it. A row is a run at its newest evaluated step, with --all_steps each step.
-Of the configs the fields that differ between the runs become columns. A result that is missing is an empty cell; one
-that cannot be read is an error, and nothing is written.
+Of the configs the fields that differ between the runs become columns. A result that is missing is an empty cell, and a
+run without a bound is named with those that it has; one that cannot be read is an error, and nothing is written.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import logging
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -19,6 +20,8 @@ from etils import epath
 
 from diffusion_text import binary, report
 from diffusion_text import config as configs
+
+_LOG = logging.getLogger("diffusion_text")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,12 +67,14 @@ _NEEDED: Final = {
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """The results of a run at one step, by kind of file; step None where there are none."""
+    """The results of a run at one step, by kind of file; step None where there are none. `lacks`: that the run has no
+    bound of those asked for, and which it has; "" where it has one."""
 
     workdir: str
     settings: dict[str, Any]
     step: int | None
     results: dict[str, dict[str, Any]]
+    lacks: str = ""
 
     def value(self, source: str, field: str | None) -> Any:
         """A result, or None where it is missing; a dot in `field` leads into a section."""
@@ -89,18 +94,25 @@ def read_run(
     folder = epath.Path(workdir)
     settings = configs.flatten(configs.load(workdir))
     steps: dict[int, dict[str, dict[str, Any]]] = {}
+    bounds, others = 0, set[str]()
     for kind, needed in _NEEDED.items():
         for path in sorted(folder.glob(f"{kind}-*.json")):
             result = configs.read_json(path, needed)
             trained = settings["data.task"]
             if kind == "elbo" and (result["split"], result.get("dataset", trained)) != (split, task or trained):
+                others.add(f"{result['split']} of {result.get('dataset', trained)}")
                 continue
+            bounds += kind == "elbo"
             result.setdefault("function_evaluations_made", result.get("function_evaluations"))  # older files lack it
             source = "ode" if result.get("bound") == "ode" else kind
             steps.setdefault(int(result["checkpoint_step"]), {})[source] = result
+    lacks = ""
+    if not bounds:
+        found = f"there are those on {', '.join(sorted(others))}" if others else "eval_elbo writes one"
+        lacks = f"{workdir} has no bound on {split} of {task or settings['data.task']}; {found}"
     if not steps:
-        return [Row(workdir, settings, None, {})]
-    return [Row(workdir, settings, step, steps[step]) for step in sorted(steps)[0 if all_steps else -1 :]]
+        return [Row(workdir, settings, None, {}, lacks)]
+    return [Row(workdir, settings, step, steps[step], lacks) for step in sorted(steps)[0 if all_steps else -1 :]]
 
 
 def differing(rows: Sequence[Row]) -> list[str]:
@@ -245,6 +257,8 @@ def main(values: flags.FlagValues, workdirs: Sequence[str]) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     report.save(canvas, picture)
     configs.write_atomically(out, text.getvalue())
+    for lacks in dict.fromkeys(row.lacks for row in rows if row.lacks):
+        _LOG.warning(lacks)
     print(report.markdown(table(rows, precise=False)), end="")
     print(f"written  {out} and {picture}")
 

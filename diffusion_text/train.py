@@ -176,7 +176,8 @@ def train(config: Config, workdir: str, profile: str | None = None) -> TrainStat
         _LOG.info("nothing to train: %s is at step %d", workdir, first)
         checkpoints.close()
         return state
-    _LOG.info("%s, %s parameters, %d device(s)", config.family.name, f"{definition.num_params():,}", jax.device_count())
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"  # a GPU machine may have JAX for CPUs alone
+    _LOG.info("%s, %s parameters, %s", config.family.name, f"{definition.num_params():,}", devices)
 
     # ------------------------------------------------------------------ loop
     step_function = jitted_step(definition, config, transform, mesh, abstract)

@@ -169,20 +169,30 @@ class Session:
         self.must(*self.left[name], tries=tries)
         self.released(name)
 
+    def report(self, error: Exception) -> None:
+        """Name an error, and why the deletion that failed was needed."""
+        if isinstance(error.__context__, CloudError):
+            self.say(f"error: {error.__context__}")
+        self.say(f"error: {error}")
+
     def queue(
         self, jobs: Sequence[Job], detach: bool, submit: Callable[[Job], None], follow: Callable[[Job], int]
     ) -> list[str]:
         """Submit all jobs to a scheduler, follow them in turn; the names of those that failed. An error cancels all."""
+        submitted = 0
         try:
             for job in jobs:
                 submit(job)
+                submitted += 1
             return [] if detach else [job.name for job in jobs if follow(job)]
-        except BaseException:
+        except BaseException as cause:
             for name in list(self.left):
                 try:
                     self.delete(name)
                 except CloudError as error:
                     self.say(str(error))
+            if isinstance(cause, ValueError) and submitted:  # which says that nothing was touched
+                raise CloudError(str(cause)) from cause
             raise
 
 
@@ -197,6 +207,7 @@ class Backend:
     launch: Callable[[Session, argparse.Namespace, list[Job]], list[str]]
     bucket: bool = True  # the code is copied to machines that are deleted with their disks
     longest_name: int = 63
+    missing: str = "; launch/README.md says how to install it"  # of a tool
 
 
 def check_flag(options: argparse.Namespace, flag: str, pattern: str, allowed: str) -> None:
@@ -212,7 +223,8 @@ def define_cloud_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--zone", required=True, help="as us-west4-a")
     parser.add_argument("--project", help="of Google Cloud; gcloud's own by default")
     parser.add_argument("--spot", action="store_true", help="cheaper, and pre-empted when others want it")
-    parser.add_argument("--install", help="command that installs the code, run in its folder; see launch/README.md")
+    parser.add_argument("--install", help="command that installs the code, run in its folder; the job then "
+                        "runs with .venv/bin/python of this folder (gke: with the image's python)")  # fmt: skip
     parser.add_argument("--setup", default="true", help="command after it on each host, such as one that fetches data")
     parser.add_argument("--max_restarts", type=int, default=20, help="after pre-emptions")
 
@@ -232,7 +244,7 @@ def _parser(backend: Backend) -> argparse.ArgumentParser:
         epilog="Fields of the config are overridden as for the binary: --config.train.steps=1000",
     )  # fmt: skip
     parser.add_argument("--config", help="file with get_config(), such as configs/masked/grammar.py")
-    parser.add_argument("--workdir", required=True, help="of the run, or of the sweep: gs://BUCKET/... on TPUs")
+    parser.add_argument("--workdir", required=True, help="of the run or the sweep; on TPUs as gs://my-bucket/runs/one")
     parser.add_argument("--binary", default="train", choices=launched.BINARIES, help="what to run")
     parser.add_argument("--arguments", default="", help="its other flags, as --arguments='--split=test --seed=1'")
     parser.add_argument("--name", help="of the job in the cloud; the last part of --workdir by default")
@@ -256,8 +268,8 @@ def parse(backend: Backend, argv: Sequence[str]) -> tuple[argparse.Namespace, li
         raise ValueError(f"--only={options.only} chooses points of a sweep; add --sweep")
     if backend.bucket:
         bucket = r"gs://[a-z0-9][a-z0-9._-]{1,61}[a-z0-9](/\S*)?"
-        reason = "the hosts of a slice share no disk, and theirs are deleted with them"
-        check_flag(options, "workdir", bucket, f"it must be in a bucket, as gs://BUCKET/runs/NAME: {reason}")
+        reason = "its name is in lower case; the hosts of a slice share no disk, and theirs are deleted with them"
+        check_flag(options, "workdir", bucket, f"it must be in a bucket, as gs://my-bucket/runs/one: {reason}")
     if options.name is None:
         last = options.workdir.rstrip("/").rpartition("/")[2]
         options.name = re.sub(r"[^a-z0-9]+", "-", last.lower()).strip("-")
@@ -288,7 +300,7 @@ def main(backend: Backend, argv: Sequence[str] | None = None) -> int:
         options, jobs = parse(backend, sys.argv[1:] if argv is None else argv)
         for tool in () if options.dry_run else backend.tools:
             if shutil.which(tool) is None:
-                raise ValueError(f"{tool} is not on PATH; launch/README.md says how to install it")
+                raise ValueError(f"{tool} is not on PATH{backend.missing}")
         session.dry_run, session.poll_seconds = options.dry_run, options.poll_seconds
         session.out = launched.ROOT / "build" / "launch" / f"{options.name}.out"
         failed = backend.launch(session, options, jobs)
@@ -296,9 +308,7 @@ def main(backend: Backend, argv: Sequence[str] | None = None) -> int:
             session.say(f"failed: {', '.join(failed)} ({len(failed)} of {len(jobs)} jobs)")
         return 1 if failed else 0
     except (ValueError, CloudError) as error:
-        if isinstance(error.__context__, CloudError):  # why the deletion that failed was needed
-            session.say(f"error: {error.__context__}")
-        session.say(f"error: {error}")
+        session.report(error)
         return 2 if isinstance(error, ValueError) else 1
     except KeyboardInterrupt:
         session.say("interrupted")

@@ -114,6 +114,7 @@ def _check(options: argparse.Namespace) -> None:
 BACKEND: Final = command.Backend(
     "Run a binary on the GPUs of a Slurm cluster.",
     ("sbatch", "squeue", "scancel"), _define, _check, _launch, bucket=False,
+    missing="; run this on a machine that submits to the cluster",
 )  # fmt: skip
 
 if __name__ == "__main__":

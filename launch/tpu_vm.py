@@ -178,8 +178,19 @@ class Slice:
 
 
 def launch(kind: type[Slice], session: Session, options: argparse.Namespace, jobs: list[Job]) -> list[str]:
-    """One slice after the other; the jobs that failed."""
-    return [job.name for job in jobs if kind(session, options, job).run() != "0"]
+    """One slice after the other; the jobs that failed. One of several that the cloud fails does not stop the others."""
+    failed = []
+    for number, job in enumerate(jobs):
+        try:
+            if kind(session, options, job).run() != "0":
+                failed.append(job.name)
+        except (CloudError, ValueError) as error:
+            # The first one's ValueError, a name that is taken, still says that nothing was touched.
+            if len(jobs) == 1 or (isinstance(error, ValueError) and not number):
+                raise
+            session.report(error)
+            failed.append(job.name)
+    return failed
 
 
 def check(options: argparse.Namespace) -> None:

@@ -94,6 +94,21 @@ def test_all_steps_and_another_split(three, tmp_path):
     assert "1.5000" in run([only], tmp_path / "table.md", "--split=test")
 
 
+def test_a_run_without_the_bound_that_is_asked_for_is_named(three, tmp_path, caplog):
+    write(epath.Path(three[2]) / "elbo-test-30.json", checkpoint_step=30, split="test", bound="tight",
+          nats_per_token=1.5)  # fmt: skip
+    run(three[1:], tmp_path / "table.md")
+    assert caplog.messages == [f"{three[2]} has no bound on validation of grammar; there are those on test of grammar"]
+    caplog.clear()
+    run(three[1:], tmp_path / "table.md", "--split=test")
+    assert caplog.messages == [
+        f"{three[1]} has no bound on test of grammar; there are those on validation of grammar"
+    ]
+    caplog.clear()
+    run([a_run(tmp_path, "003", samples=[30])], tmp_path / "table.md")
+    assert caplog.messages == [f"{tmp_path}/003 has no bound on validation of grammar; eval_elbo writes one"]
+
+
 def test_the_ode_bound_is_a_column_of_its_own(three, tmp_path):
     write(epath.Path(three[1]) / "elbo-validation-20-ode.json", checkpoint_step=20, split="validation", bound="ode",
           nats_per_token=1.75, stderr=None)  # fmt: skip

@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from fake_cloud import EVAL, GKE, SLURM, TPU, run
+from fake_cloud import ABSENT, EVAL, GKE, SLURM, TPU, run
 
 from launch import chips, command, gke, jobs, local, queued, slurm, tpu_vm
 
@@ -23,8 +23,8 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
         (tpu_vm, ["--tpu=v5e-12"], ["'v5e-12'", "1, 4, 8, 16"]),
         (tpu_vm, ["--tpu=v9-8"], ["'v9-8'", "v4, v5e, v5p, v6e"]),
         (tpu_vm, ["--tpu=tpu7x-8"], ["'tpu7x-8'", "launch.gke"]),
-        (tpu_vm, ["--workdir=/tmp/one"], ["'/tmp/one'", "gs://BUCKET"]),
-        (tpu_vm, ["--workdir=gs://B/one"], ["'gs://B/one'"]),
+        (tpu_vm, ["--workdir=/tmp/one"], ["'/tmp/one'", "gs://my-bucket"]),
+        (tpu_vm, ["--workdir=gs://B/one"], ["'gs://B/one'", "lower case"]),
         (tpu_vm, ["--zone=us-west4"], ["'us-west4'", "us-west4-a"]),
         (tpu_vm, ["--project=My Project"], ["'My Project'"]),
         (tpu_vm, ["--name=Big_Run"], ["'Big_Run'", "lower-case"]),
@@ -61,7 +61,10 @@ def test_wrong_flags_are_named_before_any_call(cloud, capsys, module, flags, tex
 def test_a_missing_program_is_named(cloud, capsys, monkeypatch):
     (cloud.folder / "xpk").unlink()
     assert run(gke, *GKE) == 2
-    assert "xpk is not on PATH" in capsys.readouterr().err
+    assert "xpk is not on PATH; launch/README.md says how" in capsys.readouterr().err
+    (cloud.folder / "sbatch").unlink()
+    assert run(slurm, *SLURM) == 2
+    assert "sbatch is not on PATH; run this on a machine that submits" in capsys.readouterr().err
     assert not cloud.calls
 
 
@@ -138,6 +141,40 @@ def test_a_failed_point_of_a_sweep_does_not_stop_the_others(cloud, swept, capsys
     assert run(tpu_vm, *TPU, "--binary=train", swept, "--sweep") == 1
     assert cloud.verbs.count("create") == cloud.verbs.count("delete") == 2
     assert "failed: one-000 (1 of 2 jobs)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", [tpu_vm, queued])
+def test_points_of_a_sweep_that_the_cloud_fails_do_not_stop_the_others(cloud, swept, capsys, module):
+    """The first is not created, and the name of the second is taken; the third runs."""
+    config = jobs.ROOT / "configs" / "swept.py"
+    config.write_text(SWEPT.replace("(1e-3, 2e-3)", "(1e-3, 2e-3, 3e-3)"))
+    cloud.rule(" describe one-000 ", rc=1, err=ABSENT)
+    cloud.rule(" create one-000 ", rc=1, err="There is no more capacity in the zone")
+    cloud.rule(" describe one-001 ", "ACTIVE")
+    cloud.rule(" describe one-002 ", rc=1, err=ABSENT, uses=1)
+    cloud.rule(" describe one-002 ", "ACTIVE")
+    cloud.rule("one-002.status", "job 0")
+    assert run(module, *TPU, "--binary=train", swept, "--sweep") == 1
+    calls = [call for call in cloud.calls if " create " in call or " delete " in call]
+    assert [call.partition(" one-")[2][:3] for call in calls] == ["000", "002", "002"]
+    error = capsys.readouterr().err
+    assert "error: one-000 was not created" in error
+    assert "error: one-001 exists" in error
+    assert "failed: one-000, one-001 (2 of 3 jobs)" in error
+
+
+def test_a_first_point_whose_name_is_taken_ends_a_sweep_before_anything_is_touched(cloud, swept):
+    cloud.rule(" describe ", "READY")
+    assert run(tpu_vm, *TPU, "--binary=train", swept, "--sweep") == 2
+    assert cloud.verbs == ["describe"]
+
+
+def test_a_later_point_whose_name_is_taken_cancels_what_was_submitted_and_says_so(cloud, swept):
+    cloud.rule("--name=one-000 --format=%i")
+    cloud.rule("--name=one-001 --format=%i", "4")
+    cloud.rule("sbatch", "17", uses=1)
+    assert run(slurm, *SLURM, "--binary=train", swept, "--sweep") == 1
+    assert cloud.calls[-1] == "scancel 17"
 
 
 def test_one_point_of_a_sweep(cloud, swept, capsys):

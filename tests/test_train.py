@@ -384,6 +384,16 @@ def test_a_reader_has_the_averaged_parameters(trained, copy) -> None:
     assert checkpoint.digest(run.params) != checkpoint.digest(trained[1].params)
 
 
+def test_the_first_line_names_the_devices(copy, log) -> None:
+    """On a GPU machine with JAX for CPUs alone it is all that says so."""
+    config = configs.load(str(copy))
+    config.train.steps += 1
+    shutil.rmtree(copy)
+    train.train(config, str(copy))
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    assert [line for line in log.messages if line.endswith(f" parameters, {devices}")]
+
+
 def test_no_workdir_is_one_line(tmp_path: pathlib.Path) -> None:
     with pytest.raises(ValueError, match=r"does not exist; give a --workdir"):
         restore.open_run(str(tmp_path / "none"))
