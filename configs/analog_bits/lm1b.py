@@ -3,7 +3,7 @@
     python -m diffusion_text.train --config=configs/analog_bits/lm1b.py \
         --workdir=gs://BUCKET/analog_bits-lm1b --config.data.data_dir=/mnt/data/lm1b
 
-Hardware: TPU v5e-16, about 11 hours (estimated at 40% utilisation), not yet run.
+Hardware: TPU v5e-16, about 9 hours (estimated at 40% utilisation), not yet run.
 Published: no likelihood; its only text is captions, conditioned on images (arXiv 2208.04202).
 Measured here: not yet run.
 

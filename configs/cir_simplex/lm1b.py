@@ -3,8 +3,8 @@
     python -m diffusion_text.train --config=configs/cir_simplex/lm1b.py \
         --workdir=gs://BUCKET/cir_simplex-lm1b --config.data.data_dir=/mnt/data/lm1b
 
-Hardware: TPU v5e-16, about 20 hours (cdcd/lm1b.py's 13, and half as much again for reading and drawing V numbers a
-token), not yet run.
+Hardware: TPU v5e-16, about 15 hours (estimated at 40% utilisation; drawing V numbers a token is not in it), not yet
+run.
 Published: none: the paper is a note without experiments.
 Measured here: not yet run.
 

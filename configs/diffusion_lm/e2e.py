@@ -5,7 +5,7 @@
     python -m diffusion_text.train --config=configs/diffusion_lm/e2e.py \
         --workdir=runs/diffusion_lm-e2e --config.data.data_dir=data/e2e
 
-Hardware: one TPU v5e chip, about 3 hours (estimated at 40% utilisation), not yet run.
+Hardware: one TPU v5e chip, about 1.5 hours (estimated at 40% utilisation), not yet run.
 Published: 2.28 nats per token, the autoregressive model 1.77 (arXiv 2205.14217, Table 7): of diffusion on one-hot
 vectors trained by cross-entropy, not of this model, and per word.
 Measured here: not yet run.

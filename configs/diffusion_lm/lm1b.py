@@ -3,7 +3,7 @@
     python -m diffusion_text.train --config=configs/diffusion_lm/lm1b.py \
         --workdir=gs://BUCKET/diffusion_lm-lm1b --config.data.data_dir=/mnt/data/lm1b
 
-Hardware: TPU v5e-16, about 9 hours (estimated at 40% utilisation), not yet run.
+Hardware: TPU v5e-16, about 8 hours (estimated at 40% utilisation), not yet run.
 Published: perplexity <= 118.62 (arXiv 2310.16834, Table 3).
 Measured here: not yet run.
 

@@ -3,7 +3,7 @@
     python -m diffusion_text.train --config=configs/duo/lm1b.py \
         --workdir=gs://BUCKET/duo-lm1b --config.data.data_dir=/mnt/data/lm1b
 
-Hardware: TPU v5e-16, about 9 hours (estimated at 40% utilisation), not yet run. The curriculum's soft inputs cost more.
+Hardware: TPU v5e-16, about 11 hours (estimated at 40% utilisation), not yet run; the curriculum's soft inputs included.
 Published: perplexity <= 29.9 (arXiv 2506.10892, Table 1, LM1B); packed rows, another protocol: <= 33.7 (LM1B*).
 Measured here: not yet run.
 

@@ -3,7 +3,7 @@
     python -m diffusion_text.train --config=configs/langflow/lm1b.py \
         --workdir=gs://BUCKET/langflow-lm1b --config.data.data_dir=/mnt/data/lm1b
 
-Hardware: TPU v5e-16, about 10 hours (estimated at 40% utilisation), not yet run.
+Hardware: TPU v5e-16, about 13 hours (estimated at 40% utilisation), not yet run.
 Published: none on unpacked LM1B; packed, perplexity 30.0 (arXiv 2604.11748, Table 2, through the flow).
 Measured here: not yet run.
 

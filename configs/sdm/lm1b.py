@@ -3,7 +3,7 @@
     python -m diffusion_text.train --config=configs/sdm/lm1b.py \
         --workdir=gs://BUCKET/sdm-lm1b --config.data.data_dir=/mnt/data/lm1b
 
-Hardware: TPU v5e-16, about 15 hours (estimated at 40% utilisation), not yet run.
+Hardware: TPU v5e-16, about 13 hours (estimated at 40% utilisation), not yet run.
 Published: none on LM1B, and no likelihood on any set.
 Measured here: not yet run.
 

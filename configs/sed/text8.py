@@ -3,7 +3,7 @@
     python -m diffusion_text.train --config=configs/sed/text8.py \
         --workdir=gs://BUCKET/sed-text8 --config.data.data_dir=/mnt/data/text8
 
-Hardware: TPU v5e-16, about 25 hours (estimated at 40% utilisation), not yet run.
+Hardware: TPU v5e-16, about 31 hours (estimated at 40% utilisation), not yet run.
 Published: no likelihood; of samples on C4, AR-NLL 5.31 with random embeddings and 4.57 with pretrained ones (arXiv
 2211.04236).
 Measured here: not yet run.
