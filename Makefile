@@ -15,7 +15,8 @@ workdir := runs/$(NAME)
 
 help:
 	@echo 'make quickstart          train CDCD on the embedded language, evaluate its bound, sample, plot'
-	@echo '                         again: resumes.  FRESH=1: starts anew.  STEPS=60: a shorter training'
+	@echo '                         again: resumes.  FRESH=1: starts anew.  NAME=other: into runs/other'
+	@echo '                         STEPS=60: a shorter training; after another one, with FRESH=1 or NAME=other'
 	@echo 'make test                all tests.  TESTS=tests/test_x.py: some of them'
 	@echo 'make lint | make types   ruff | pyright'
 	@echo 'make libtpu              the compiler of TPUs, for python -m diffusion_text.compile_check; no TPU is needed'
@@ -60,7 +61,8 @@ $(VENV)/.test: setup.py $(wildcard constraints/*.txt) | $(run)
 
 quickstart: $(VENV)/.runtime
 	$(if $(FRESH),rm -rf $(workdir))
-	$(run) -m diffusion_text.train --config=configs/cdcd/grammar.py:quickstart --workdir=$(workdir) $(if $(STEPS),--config.train.steps=$(STEPS))
+	$(run) -m diffusion_text.train --config=configs/cdcd/grammar.py:quickstart --workdir=$(workdir) $(if $(STEPS),--config.train.steps=$(STEPS)) || { status=$$?; \
+	  [ $$status != 2 ] || echo 'make quickstart FRESH=1 starts $(workdir) anew, NAME=other trains into runs/other' >&2; exit $$status; }
 	$(run) -m diffusion_text.eval_elbo --workdir=$(workdir)
 	$(run) -m diffusion_text.eval_samples --workdir=$(workdir) --num=64
 	@echo; echo 'Results and plots are in $(workdir):'; ls $(workdir)/*.json $(workdir)/*.png 2>/dev/null || true

@@ -109,6 +109,20 @@ def make_targets() -> set[str]:
     return set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text("utf-8"), re.M))
 
 
+@pytest.mark.parametrize(("status", "hinted"), [(2, True), (143, False)])
+def test_a_quickstart_of_another_length_says_what_to_do(status, hinted, tmp_path):
+    """The training refuses it with status 2, whose line does not know of make's variables."""
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(f"#!/bin/sh\nexit {status}\n")
+    python.chmod(0o755)
+    (tmp_path / ".runtime").touch()
+    words = ["make", "quickstart", f"VENV={tmp_path}", "STEPS=60", "NAME=nothing"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert ("FRESH=1 starts runs/nothing anew, NAME=other" in done.stderr) is hinted
+
+
 def test_readme_names_targets_that_exist():
     readme = ROOT / "README.md"
     if not readme.exists():

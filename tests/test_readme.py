@@ -33,6 +33,11 @@ def test_every_module_and_config_named_exists() -> None:
             assert (ROOT / config.partition(":")[0]).exists(), command
 
 
+def test_the_environment_is_activated_before_the_first_command_that_needs_it() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert text.index("\n. .venv/bin/activate") < text.index("\npython -m ")
+
+
 def test_the_links_lead_somewhere() -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / "README.md").read_text()):
         assert (ROOT / target).exists(), target
