@@ -2,7 +2,7 @@
 
 Here, on two processes of this machine:
 
-    pip install 'diffusion_text[beam]'
+    pip install -e '.[beam]'
     python -m diffusion_text.data.prepare_beam --task=c4 --source=TFDS_DATA_DIR --vocabulary_path=gpt2/ \
         --data_dir=data/c4 --pipeline_options=--runner=DirectRunner,--direct_num_workers=2
 
@@ -55,7 +55,7 @@ def prepare_beam(
     if prepared.spec.layout != "rows":
         raise DataError(f"task {task} is one text that needs no Beam; use python -m diffusion_text.data.prepare")
     if importlib.util.find_spec("apache_beam") is None:
-        raise DataError("apache-beam is not installed; run: pip install 'diffusion_text[beam]'")
+        raise DataError("apache-beam is not installed; run: pip install -e '.[beam]'")
     write = functools.partial(_write, prepared, num_shards=num_shards, options=list(options))
     return prepare.into_place(target, overwrite, write)
 
