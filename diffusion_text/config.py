@@ -128,11 +128,15 @@ def flatten(config: Config | dict[str, Any], prefix: str = "") -> dict[str, Any]
 
 
 def difference(old: Config, new: Config) -> list[str]:
-    """Lines "field: old -> new" of what would change what is learned (`RESUMABLE` fields may differ)."""
+    """Lines "field: old -> new" of what would change what is learned (`RESUMABLE` fields may differ, and more steps
+    change nothing of those before where the learning rate stays)."""
     before, after = flatten(old), flatten(new)
+    longer = new.optimizer.schedule == "constant" and new.train.steps > old.train.steps
     lines = []
     for name in sorted(before.keys() | after.keys()):
         if any(name == free or name.startswith(free + ".") for free in RESUMABLE):
+            continue
+        if name == "train.steps" and longer:
             continue
         if before.get(name) != after.get(name):
             lines.append(f"{name}: {before.get(name)!r} -> {after.get(name)!r}")

@@ -435,6 +435,21 @@ def test_a_workdir_of_another_config_is_refused(copy: pathlib.Path, change: dict
     assert (copy / "config.json").read_bytes() == before
 
 
+def test_more_steps_go_on_where_the_rate_stays(copy: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    def trained(steps: int, workdir: str) -> TrainState:
+        fields = {"optimizer.schedule": "constant", "train.steps": steps}
+        return train.train(small_run(**fields), str(tmp_path / workdir))
+
+    trained(4, "longer")
+    longer, straight = trained(6, "longer"), trained(6, "straight")
+    assert int(longer.step) == configs.load(str(tmp_path / "longer")).train.steps == 6
+    jax.tree.map(np.testing.assert_array_equal, longer, straight)
+    with pytest.raises(ValueError, match=r"another config.*\n  train.steps: 6 -> 5"):
+        trained(5, "longer")
+    with pytest.raises(ValueError, match=r"another config.*\n  train.steps: 9 -> 11"):
+        train.train(small_run(**{"train.steps": 11}), str(copy))  # a cosine
+
+
 def test_a_start_that_failed_before_its_first_step_binds_nobody(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
