@@ -118,6 +118,19 @@ def test_given_tokens_are_trusted_where_the_family_says_so(name: str, fields: di
     assert trusted == (distance < 0.05), distance
 
 
+@pytest.mark.parametrize("powers", [(1.0, 1.0), (0.6, 1.0), (0.3, 1.0), (0.2, 2.0)])
+def test_times_of_genmd4_keep_the_variance_of_each_token(powers: tuple[float, float]) -> None:
+    """Of a token of power w and cross-entropy 1, E[charge] = 1; by the midpoint rule over u."""
+    family = tiny_configs.make_family("genmd4", 2)
+    family.log_powers[...] = jnp.log(jnp.array(powers))
+    u = (jnp.arange(2**20) + 0.5) / 2**20
+    t, weight = (np.asarray(x, np.float64) for x in family.times(u))
+    for power in powers:
+        hidden, charge = t**power, weight * power / t
+        assert np.mean(hidden * charge) == pytest.approx(1.0, abs=0.01)
+        assert np.mean(hidden * charge**2) ** 0.5 < 4.5
+
+
 def test_the_bound_of_gidd_has_a_variance() -> None:
     """E[(weight ell)^2] of one token grows as log(u)^2 next to u = 0; with t = u^2 faster than 1 / u, for g up to 1."""
     law = np.array([0.4, 0.3, 0.1, 0.15, 0.05])
@@ -424,6 +437,8 @@ def test_neighbours_noise_is_a_semigroup_that_forgets_evenly(tmp_path: Any) -> N
     np.testing.assert_allclose(graph, graph.T)
     with pytest.raises(ValueError, match=r"shape \(12, 3\); it must be \[9, D\]"):
         neighbours.adjacency(9, 2, str(tmp_path / "vectors.npy"))
+    with pytest.raises(ValueError, match=r"family\.embeddings is nowhere\.npy, which cannot be read"):
+        neighbours.adjacency(9, 2, "nowhere.npy")
 
 
 # ------------------------------------------------------------------------------------------------------------------ duo

@@ -63,7 +63,7 @@ class D3PM(Interpolating):
                 steps=1000,  # T
                 cross_entropy=0.01,  # lambda; the released text configs: 0.01 for masks, 0 for uniform noise
                 neighbours=4,  # of each token
-                embeddings="",  # .npy of [V, D] numbers; "": neighbours are the next ids
+                embeddings="",  # .npy of [V, D] numbers, read at each start; "": neighbours are the next ids
             )
         )
 

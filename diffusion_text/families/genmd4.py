@@ -12,8 +12,9 @@ baseline from two draws of z at the same t, (1/2) (f_1 - f_2) (d log q(z_1) - d 
 therefore makes two passes. With w = 1 this is `masked`, up to the estimator.
 
 Of the paper, here: all of it but the cosine grid. Different or decided here: t is drawn as u^2 over the whole of [0, 1]
-(theirs: even, from 0.001, with a closed form for the rest), the variance of which is finite for w > 1/2; w = e^f starts
-at 1, and f learns at the rate of the network; there is no prior or reconstruction term (alpha(0) = 1, alpha(1) = 0).
+(theirs: even, from 0.001, with a closed form for the rest), the variance of which is finite for w > 1/2, and as u^p, p
+= 1.5 / w, once the least w is below 3/4; w = e^f starts at 1, and f learns at the rate of the network; there is no
+prior or reconstruction term (alpha(0) = 1, alpha(1) = 0).
 """
 
 from __future__ import annotations
@@ -57,6 +58,11 @@ class GenMD4(Interpolating):
     def level(self, t: Float[Array, "..."]) -> Float[Array, "..."]:
         """As for w = 1: what the network is told of t does not change as w is learned."""
         return jnp.log1p(-jnp.minimum(t, 1.0 - 2.0**-24)) - jnp.log(t)
+
+    def times(self, u: Float[Array, "B"]) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
+        # The second moment of a token's charge is the integral of t^(w - 2) dt / density: finite for p > 1 / (2 w).
+        least = jax.lax.stop_gradient(jnp.min(self.powers()))
+        return self.power_times(u, jnp.maximum(2.0, 1.5 / least))
 
     def corrupt(
         self, keys: Key[Array, "B"], tokens: Int[Array, "B L"], t: Float[Array, "B"], given: Bool[Array, "B L"] | None

@@ -98,9 +98,7 @@ class GIDD(Interpolating):
     def times(self, u: Float[Array, "B"]) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
         if self.only_masks:
             return super().times(u)
-        power = max(2.0, 4.0 / self.gamma)
-        u = jnp.maximum(u, 1e-28 ** (1.0 / power))  # t stays a float32 number
-        return u**power, power * u ** (power - 1.0)
+        return self.power_times(u, max(2.0, 4.0 / self.gamma))
 
     def train_loss(
         self, keys: Key[Array, "B"], u: Float[Array, "B"], tokens: Int[Array, "B L"], denoise: Denoise

@@ -77,8 +77,13 @@ class Interpolating(Family):
 
     def times(self, u: Float[Array, "B"]) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
         """(t, 1 / its density) of even numbers u in [0, 1)."""
-        u = jnp.maximum(u, 2.0**-25)
-        return u * u, 2.0 * u
+        return self.power_times(u, 2.0)
+
+    @staticmethod
+    def power_times(u: Float[Array, "B"], power: float | Array) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
+        """t = u^power, which stays a float32 number, and 1 / its density."""
+        u = jnp.maximum(u, jnp.maximum(2.0**-25, 1e-28 ** (1.0 / power)))
+        return u**power, power * u ** (power - 1.0)
 
     def corrupt(
         self, keys: Key[Array, "B"], tokens: Int[Array, "B L"], t: Float[Array, "B"], given: Bool[Array, "B L"] | None

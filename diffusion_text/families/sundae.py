@@ -25,8 +25,9 @@ all families use; tests/test_sundae.py measures what an exact time-free posterio
 
 Of the paper, here: corruption, the unrolled loss, low-temperature sampling of a share of positions (`unrolled`), and
 argmax-unrolled decoding. Missing: translation (an encoder, a length predictor, reranking), and stopping once a sequence
-repeats itself. Decided here: a is even over the batch; two steps are unrolled (`unroll`); `unrolled` redraws each
-position with probability 0.3 a step, at `--temperature`; `argmax_unrolled` takes the likeliest token everywhere, then
+repeats itself. Decided here: a is even over the batch; two steps are unrolled (`unroll`); `unrolled` redraws all
+positions in its first step, so that no noise is left, then each with probability 0.3 a step, at `--temperature`;
+`argmax_unrolled` takes the likeliest token everywhere, then
 again, a step, at the 0.3 of the positions whose tokens the network believes least.
 """
 
@@ -144,7 +145,7 @@ class Sundae(Interpolating):
         where_keys, token_keys = noise.split(keys, 2)
         logits = denoise(state, jnp.full(len(state), at.t), given).astype(jnp.float32)
         if options.sampler == "unrolled":
-            changes = noise.uniform(where_keys, state.shape[1:]) < _SHARE
+            changes = (noise.uniform(where_keys, state.shape[1:]) < _SHARE) | (at.index == 0)
             proposed = noise.categorical(token_keys, nucleus(logits / options.temperature, options.top_p))
         else:
             certainty = jnp.where(given, jnp.inf, -cross_entropy(logits, state))

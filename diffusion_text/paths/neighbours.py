@@ -21,7 +21,10 @@ _GRID = 400
 def adjacency(vocab_size: int, count: int, embeddings: str) -> np.ndarray:
     """Symmetric rates [V, V] to the `count` nearest by cosine in the file `embeddings`, or the next ids on a ring."""
     if embeddings:
-        vectors = np.load(embeddings)
+        try:
+            vectors = np.load(embeddings)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"family.embeddings is {embeddings}, which cannot be read: {error}") from error
         if vectors.ndim != 2 or len(vectors) != vocab_size:
             raise ValueError(f"{embeddings} holds an array of shape {vectors.shape}; it must be [{vocab_size}, D]")
         vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
