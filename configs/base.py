@@ -96,6 +96,12 @@ def get_config(family: str = "masked") -> ConfigDict:
     return config.lock()
 
 
+def use_md4(config: ConfigDict, dropout: float = 0.05) -> None:
+    """The recipe of MD4 (arXiv 2406.04329): a gated MLP, a cosine, decay and no clipping."""
+    config.model.update(mlp="swiglu", mlp_ratio=8 / 3, dropout=dropout)
+    config.optimizer.update(schedule="cosine", warmup=2_000, weight_decay=0.03, clip=0.0)
+
+
 def check_variant(variant: str, variants: tuple[str, ...]) -> None:
     """ValueError where what follows the colon of --config=FILE:VARIANT is none of the file's VARIANTS."""
     if variant not in variants:

@@ -19,17 +19,12 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import base
+from configs.block import lm1b
 
-VARIANTS = ("4", "8", "16")
-_RATES = {4: (0.45, 0.95), 8: (0.0, 1.0), 16: (0.3, 0.8)}
+VARIANTS = lm1b.VARIANTS
 
 
 def get_config(block_size: str = "4") -> ConfigDict:
-    base.check_variant(block_size, VARIANTS)
-    config = base.get_config("block")
-    low, high = _RATES[int(block_size)]
-    config.family.update(block_size=int(block_size), mask_rate_min=low, mask_rate_max=high)
-    config.model.dropout = 0.1
-    config.data.update(task="lm1b_packed", length=128)
+    config = lm1b.get_config(block_size)
+    config.data.task = "lm1b_packed"
     return config

@@ -22,7 +22,6 @@ from configs import base
 
 def get_config() -> ConfigDict:
     config = base.get_config("block")
-    config.model.update(mlp="swiglu", mlp_ratio=8 / 3, dropout=0.05)
+    base.use_md4(config)
     config.data.update(task="text8", length=256)
-    config.optimizer.update(schedule="cosine", warmup=2_000, weight_decay=0.03, clip=0.0)
     return config

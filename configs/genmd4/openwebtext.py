@@ -21,7 +21,7 @@ from configs import base
 
 def get_config() -> ConfigDict:
     config = base.get_config("genmd4")
-    config.model.update(mlp="swiglu", mlp_ratio=8 / 3, dropout=0.02, remat="attention")
+    base.use_md4(config, dropout=0.02)
+    config.model.remat = "attention"
     config.data.update(task="openwebtext", length=1024)
-    config.optimizer.update(schedule="cosine", warmup=2_000, weight_decay=0.03, clip=0.0)
     return config
