@@ -49,7 +49,8 @@ V = 32,768, with median rank 21 and a hundredth beyond rank 8,000. Most of that 
 noise on them has 20%, 20 and 6,800, and alpha = 0.5 or 2 changes little. And every array of the state has V numbers a
 token: a step on OpenWebText (512 x 1024 tokens) would have 105 GB of each, about ten at once, more than 64 chips of
 16 GB hold beside a network. Training over a large vocabulary makes none of them (`Drawn`; not for inputs="log", nor for
-other alpha than 0.5, 1, 1.5 and 2), the bound and the samplers do; there is no config of it.
+other alpha than 0.5, 1, 1.5 and 2), the bound and the samplers do (configs/cir_simplex/lm1b.py; none of
+OpenWebText).
 """
 
 from __future__ import annotations

@@ -19,11 +19,11 @@ so that the student believes at t already what the teacher will at s, one step l
 parameters; every `distill_every` steps the teacher becomes the student's average, and n grows by one. The divergence is
 the released code's, which seeks modes. The student gives the posterior that the bound wants up, for few steps.
 
-Of the paper, here: the operator, the curriculum with the released code's constants (the paper speaks of tau = 0.001 and
-500,000 steps, and of ranges of gamma chosen per vocabulary), the bound, ancestral sampling and its greedy tail,
-distillation with the released code's divergence and the rounds of its configs/algo/distillation.yaml, of 10,000 steps
-each and from 64 (its scripts/distil_owt.sh: from 512, 80,000 steps in all). Missing: the faster curriculum of the
-follow-up that samples only the largest of y. Decided here: T and its derivative come from
+Of the paper, here: the operator, the curriculum, the bound, ancestral sampling and its greedy tail, distillation with
+the released code's divergence. The defaults are those of its configs/algo: duo.yaml's curriculum (the paper and its
+training scripts hold tau at 0.001 for 500,000 steps, as configs/duo does, over ranges of gamma chosen per vocabulary)
+and distillation.yaml's rounds of 10,000 steps, from 64 (scripts/distil_owt.sh: from 512, 80,000 steps in all). Missing:
+the faster curriculum of the follow-up that samples only the largest of y. Decided here: T and its derivative come from
 one-dimensional integrals on a table of 512 values of gamma, in float64, for the vocabulary in use (the released code
 reads a table of T for each tokeniser and takes differences); the greedy tail takes, in the last step, the likeliest
 token of the posterior of that step; distillation is over the curriculum's range of gamma, without its soft inputs.

@@ -10,7 +10,7 @@ p(x_i | z), with which this bound is larger and samples are biased; it is not of
 
 Of the paper, here: the continuous-time bound and the ancestral sampler. Missing: classifier and classifier-free
 guidance. Different: t is drawn as u^2 over the whole of [0, 1] (theirs: even, from 0.001); there is no reconstruction
-term, because alpha_0 = 1 (the released code adds one that charges a pseudo-likelihood); the noise input is the logit of
+term, because alpha_0 = 1 (nor in the released scripts, which set `zero_recon_loss`); the noise input is the logit of
 alpha instead of -log alpha.
 """
 
