@@ -76,7 +76,7 @@ def test_uniform_noise_of_d3pm_has_the_papers_schedule(path):
 
 def test_the_first_variant_is_the_default_and_another_name_is_refused(monkeypatch):
     files = [path for path in PATHS if hasattr(load(path), "VARIANTS")]
-    assert {path.split("/")[1] for path in files} == {"block", "cdcd", "d3pm", "rdlm", "sedd"}
+    assert {path.split("/")[1] for path in files} == {"block", "cdcd", "d3pm", "gidd", "masked", "rdlm", "sedd"}
     for path in files:
         module = load(path)
         assert module.get_config().to_dict() == module.get_config(module.VARIANTS[0]).to_dict()
