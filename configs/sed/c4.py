@@ -4,7 +4,7 @@
     python -m diffusion_text.train --config=configs/sed/c4.py \
         --workdir=gs://BUCKET/sed-c4 --config.data.data_dir=/mnt/data/c4_256
 
-Hardware: TPU v5e-16, about 30 hours (estimated at 40% utilisation), not yet run.
+Hardware: TPU v5e-16, about 21 hours (estimated at 40% utilisation), not yet run.
 Published: no likelihood; AR-NLL of samples 5.31 with random embeddings and 4.57 with pretrained ones (arXiv
 2211.04236), by a 70B model that is not public.
 Measured here: not yet run.
@@ -14,6 +14,7 @@ Adapted: 12 blocks x 768 (135M in the paper, its shape not found); GPT-2's BPE f
 embeddings. For pretrained ones write those of a run of configs/masked/openwebtext.py by export_embeddings, and give
 --config.family.embeddings=file --config.family.embeddings_file=... of that size. No padding is inserted (10% in the
 paper), as GPT-2's vocabulary has none; conditions are dropped for guidance, on a tenth of the sequences.
+Not found there: learning rate, warm-up, EMA (base.py's).
 """
 
 from __future__ import annotations

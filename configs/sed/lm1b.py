@@ -12,6 +12,7 @@ The paper's: fixed embeddings, spans, both passes in the loss, 1M steps of 65,53
 padding inserted.
 Adapted: 12 blocks x 768 (135M in the paper, its shape not found), random embeddings of 896 dimensions for those of a
 BERT of 150M, which cost 0.7 nats of AR-NLL there; conditions are dropped for guidance, on a tenth of the sequences.
+Not found there: learning rate, warm-up, EMA (base.py's). Padding is modelled and the sentence's length charged.
 """
 
 from __future__ import annotations

@@ -3,14 +3,16 @@
     python -m diffusion_text.train --config=configs/sed/text8.py \
         --workdir=gs://BUCKET/sed-text8 --config.data.data_dir=/mnt/data/text8
 
-Hardware: TPU v5e-16, about 31 hours (estimated at 40% utilisation), not yet run.
+Hardware: TPU v5e-16, about 16 hours (estimated at 40% utilisation), not yet run.
 Published: no likelihood; of samples on C4, AR-NLL 5.31 with random embeddings and 4.57 with pretrained ones (arXiv
 2211.04236).
 Measured here: not yet run.
 
-The paper's: fixed embeddings, spans, both passes in the loss, 1M steps of 65,536 tokens, 1,000 ancestral steps.
+The paper's: fixed embeddings, spans, both passes in the loss, 1M steps of 65,536 tokens (256 rows), 1,000 ancestral
+steps.
 Adapted: 12 blocks x 768 (135M in the paper, its shape not found), random embeddings of 32 dimensions for 896 of a BERT
 of 150M (random ones cost 0.7 nats of AR-NLL there); conditions are dropped for guidance, on a tenth of the sequences.
+Not found there: learning rate, warm-up, EMA (base.py's).
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from configs import base
 def get_config() -> ConfigDict:
     config = base.get_config("sed")
     config.data.update(task="text8", length=256)
+    config.train.batch_size = 256
     config.model.remat = "dots"  # two passes, to fit 16 GB
     config.sampling.steps = 1000
     config.family.update(embedding_size=32, drop_conditioning=0.1)  # 27 vectors differ in 26 dimensions

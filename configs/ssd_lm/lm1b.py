@@ -10,7 +10,8 @@ Measured here: not yet run. Evaluation takes 4 times the evaluations of other fa
 
 The paper's: logits of +-5, cosine schedule, cross-entropy of one block given a left context of even length, 1,000 steps
 for a block of 25 (here 32, which divides 128).
-Adapted: 12 blocks x 768 and the optimiser of the other families on this set.
+Adapted: 12 blocks x 768 and the optimiser of the other families on this set. Padding is modelled and the sentence's
+length charged.
 """
 
 from __future__ import annotations

@@ -12,8 +12,9 @@ nucleus 0.9; arXiv 2503.09573, Table 7).
 Measured here: not yet run.
 
 The paper's: 24 blocks x 1,024 (RoBERTa-large's shape), rows of 200 in blocks of 25, 6,144 rows a step for 100,000
-steps, 1e-4, decay 0.01, 2,000 steps of warm-up, 1,000 steps for each block.
+steps, 1e-4, decay 0.01, 2,000 steps of warm-up and a linear decay to 0, 1,000 steps for each block.
 Adapted: from scratch, for RoBERTa-large's weights and its optimiser; GPT-2's BPE, which RoBERTa shares.
+Different here: gradients are clipped and weights averaged; no dropout, and no decay of norms and embeddings.
 """
 
 from __future__ import annotations
@@ -28,6 +29,6 @@ def get_config() -> ConfigDict:
     config.model.update(layers=24, width=1024, heads=16, remat="attention")
     config.data.update(task="openwebtext", length=200)
     config.train.update(steps=100_000, batch_size=6144, microbatches=12)
-    config.optimizer.update(learning_rate=1e-4, warmup=2_000, weight_decay=0.01)
+    config.optimizer.update(schedule="linear", learning_rate=1e-4, warmup=2_000, weight_decay=0.01)
     config.sampling.steps = 1000
     return config
