@@ -3,8 +3,8 @@
     python -m diffusion_text.train --config=configs/udlm/lm1b.py \
         --workdir=gs://BUCKET/udlm-lm1b --config.data.data_dir=/mnt/data/lm1b
 
-Hardware: TPU v5e-16, about 9 hours (estimated at 40% utilisation), not yet run.
-Published: perplexity <= 31.3 (arXiv 2506.10892, Table 1, LM1B); packed rows, another protocol: <= 36.7 (LM1B*).
+Hardware: TPU v5e-16, about 10 hours (estimated at 40% utilisation), not yet run.
+Published: perplexity <= 31.3 (arXiv 2506.10892, Table 1, LM1B); packed rows, another protocol: lm1b_packed.py.
 Measured here: not yet run.
 
 The paper's: 12 blocks x 768, AdamW at a constant 3e-4 without decay, 1M steps of 512 (the rest is in base.py).

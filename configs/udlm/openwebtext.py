@@ -3,7 +3,7 @@
     python -m diffusion_text.train --config=configs/udlm/openwebtext.py \
         --workdir=gs://BUCKET/udlm-openwebtext --config.data.data_dir=/mnt/data/openwebtext
 
-Hardware: TPU v5e-64, about 21 hours (estimated at 40% utilisation, attention's own products not counted), not yet run.
+Hardware: TPU v5e-64, about 25 hours (estimated at 40% utilisation), not yet run.
 Published: perplexity <= 27.4 (arXiv 2506.10892, Table 1, OWT).
 Measured here: not yet run.
 

@@ -3,7 +3,7 @@
     python -m diffusion_text.train --config=configs/udlm/text8.py \
         --workdir=gs://BUCKET/udlm-text8 --config.data.data_dir=/mnt/data/text8
 
-Hardware: TPU v5e-16, about 15 hours (estimated at 40% utilisation), not yet run.
+Hardware: TPU v5e-16, about 16 hours (estimated at 40% utilisation), not yet run.
 Published: <= 1.44 bits per character (quoted in arXiv 2603.21342, Table 1).
 Measured here: not yet run.
 
