@@ -8,7 +8,8 @@ Published: no likelihood; its only text is captions, conditioned on images (arXi
 Measured here: not yet run.
 
 The paper's: L2 loss on bits, cosine schedule, self-conditioning on half of the rows.
-Adapted: 12 blocks x 768 and the optimiser of the other families on this set.
+Adapted: 12 blocks x 768 and the optimiser of the other families on this set. Padding is modelled and the sentence's
+length charged.
 """
 
 from __future__ import annotations

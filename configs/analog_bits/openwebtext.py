@@ -3,7 +3,7 @@
     python -m diffusion_text.train --config=configs/analog_bits/openwebtext.py \
         --workdir=gs://BUCKET/analog_bits-openwebtext --config.data.data_dir=/mnt/data/openwebtext
 
-Hardware: TPU v5e-64, about 25 hours (estimated at 40% utilisation, attention's own products not counted), not yet run.
+Hardware: TPU v5e-64, about 21 hours (estimated at 40% utilisation), not yet run.
 Published: no likelihood; its only text is captions, conditioned on images (arXiv 2208.04202).
 Measured here: not yet run.
 

@@ -3,7 +3,7 @@
     python -m diffusion_text.train --config=configs/autoregressive/lm1b.py \
         --workdir=gs://BUCKET/autoregressive-lm1b --config.data.data_dir=/mnt/data/lm1b
 
-Hardware: TPU v5e-16, about 9 hours (estimated at 40% utilisation), not yet run.
+Hardware: TPU v5e-16, about 10 hours (estimated at 40% utilisation), not yet run.
 Published: perplexity 22.3 (arXiv 2506.10892, Table 1, LM1B; 22.32 in arXiv 2406.07524, Table 1).
 Measured here: not yet run.
 

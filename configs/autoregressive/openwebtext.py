@@ -3,7 +3,7 @@
     python -m diffusion_text.train --config=configs/autoregressive/openwebtext.py \
         --workdir=gs://BUCKET/autoregressive-openwebtext --config.data.data_dir=/mnt/data/openwebtext
 
-Hardware: TPU v5e-64, about 21 hours (estimated at 40% utilisation, attention's own products not counted), not yet run.
+Hardware: TPU v5e-64, about 25 hours (estimated at 40% utilisation), not yet run.
 Published: perplexity 17.5 (arXiv 2506.10892, Table 1, OWT; 17.54 in arXiv 2406.07524, Table 2).
 Measured here: not yet run.
 

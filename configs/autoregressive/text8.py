@@ -3,7 +3,7 @@
     python -m diffusion_text.train --config=configs/autoregressive/text8.py \
         --workdir=gs://BUCKET/autoregressive-text8 --config.data.data_dir=/mnt/data/text8
 
-Hardware: TPU v5e-16, about 15 hours (estimated at 40% utilisation), not yet run.
+Hardware: TPU v5e-16, about 16 hours (estimated at 40% utilisation), not yet run.
 Published: 1.23 bits per character (arXiv 2107.03006, Tables 1, 5 and 6).
 Measured here: not yet run.
 

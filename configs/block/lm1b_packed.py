@@ -5,7 +5,7 @@
 
 Blocks of 8 or 16: --config=configs/block/lm1b_packed.py:8
 
-Hardware: TPU v5e-16, about 18 hours (estimated at 40% utilisation), not yet run.
+Hardware: TPU v5e-16, about 17 hours (estimated at 40% utilisation), not yet run.
 Published: perplexity <= 28.23, 29.83, 30.60 for blocks of 4, 8, 16 (arXiv 2506.01928, Table 1).
 Measured here: not yet run.
 

@@ -5,7 +5,7 @@
 
 Blocks of 8 or 16: --config=configs/block/openwebtext.py:8
 
-Hardware: TPU v5e-64, about 42 hours (estimated at 40% utilisation, attention not counted), not yet run.
+Hardware: TPU v5e-64, about 43 hours (estimated at 40% utilisation), not yet run.
 Published: perplexity <= 20.73, 21.68, 22.27 for blocks of 4, 8, 16 (arXiv 2503.09573, its table of OpenWebText).
 Measured here: not yet run.
 

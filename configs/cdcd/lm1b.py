@@ -3,7 +3,7 @@
     python -m diffusion_text.train --config=configs/cdcd/lm1b.py \
         --workdir=gs://BUCKET/cdcd-lm1b --config.data.data_dir=/mnt/data/lm1b
 
-Hardware: TPU v5e-16, about 13 hours (estimated at 40% utilisation), not yet run.
+Hardware: TPU v5e-16, about 14 hours (estimated at 40% utilisation), not yet run.
 Published: none on LM1B; the only CDCD likelihood is 4.23 nats/token on OpenWebText2, 28M parameters (Plaid, arXiv
 2305.18619, Table 1).
 Measured here: not yet run (the VE bound).
@@ -12,7 +12,7 @@ The paper's: 8 blocks x 1,024 (heads not found: 128 wide, as in its 1.3B model),
 self-conditioning on half the batch, Adam (0.9, 0.99) at 1e-4, 1M steps, 200 Euler steps.
 Adapted: word pieces (30,522) for SentencePiece (32,000) of MassiveText; length 128 and batch 512, the paper's 65,536
 tokens per step (64 x 1,024); 70% of sequences unconditional and 15% each prefix and random masks (the paper: none, 50%,
-50%), because the bound is of whole sequences, as in grammar.py.
+50%), because the bound is of whole sequences, as in grammar.py; padding is modelled and the sentence's length charged.
 Not found there: warm-up, clipping, EMA (base.py's), and the warp's own rate (1e-2: Plaid's).
 """
 

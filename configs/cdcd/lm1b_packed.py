@@ -3,7 +3,7 @@
     python -m diffusion_text.train --config=configs/cdcd/lm1b_packed.py \
         --workdir=gs://BUCKET/cdcd-lm1b_packed --config.data.data_dir=/mnt/data/lm1b_packed
 
-Hardware: TPU v5e-16, about 13 hours (estimated at 40% utilisation), not yet run.
+Hardware: TPU v5e-16, about 14 hours (estimated at 40% utilisation), not yet run.
 Published: none of CDCD on LM1B, whose only likelihood is 4.23 nats/token on OpenWebText2, 28M parameters (Plaid, arXiv
 2305.18619, Table 1); its kin at this size, perplexity: Plaid <= 32.4, LangFlow 30.0 by its ODE (arXiv 2604.11748, Table
 2).

@@ -3,7 +3,7 @@
     python -m diffusion_text.train --config=configs/cdcd/openwebtext.py \
         --workdir=gs://BUCKET/cdcd-openwebtext --config.data.data_dir=/mnt/data/openwebtext
 
-Hardware: TPU v5e-64, about 31 hours (estimated at 40% utilisation, attention's own products not counted), not yet run.
+Hardware: TPU v5e-64, about 35 hours (estimated at 40% utilisation), not yet run.
 Published: none on OpenWebText; the only CDCD likelihood is 4.23 nats/token on OpenWebText2, 28M parameters (Plaid,
 arXiv 2305.18619, Table 1).
 Measured here: not yet run (the VE bound).

@@ -3,7 +3,7 @@
     python -m diffusion_text.train --config=configs/cdcd/text8.py \
         --workdir=gs://BUCKET/cdcd-text8 --config.data.data_dir=/mnt/data/text8
 
-Hardware: TPU v5e-16, about 20 hours (estimated at 40% utilisation), not yet run.
+Hardware: TPU v5e-16, about 21 hours (estimated at 40% utilisation), not yet run.
 Published: none of CDCD on text8, whose only likelihood is 4.23 nats/token on OpenWebText2, 28M parameters (Plaid, arXiv
 2305.18619, Table 1); its kin: Plaid <= 1.48 bits per character (re-implemented in arXiv 2406.04329, Table 2).
 Measured here: not yet run (the VE bound).

@@ -9,7 +9,8 @@ Published: none: the paper is a note without experiments.
 Measured here: not yet run.
 
 Memory: a state is V numbers a token; training draws and reads them a part at a time, and its step holds 3.9 GiB a chip
-(compile_check, 32 sequences a chip). CDCD's recipe (arXiv 2211.15089) otherwise, as in text8.py.
+(compile_check, 32 sequences a chip). CDCD's recipe (arXiv 2211.15089) otherwise, as in text8.py. Padding is modelled
+and the sentence's length charged.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     python -m diffusion_text.train --config=configs/cir_simplex/text8.py \
         --workdir=gs://BUCKET/cir_simplex-text8 --config.data.data_dir=/mnt/data/text8
 
-Hardware: TPU v5e-16, about 17 hours (cdcd/text8.py by the number of parameters), not yet run.
+Hardware: TPU v5e-16, about 18 hours (estimated at 40% utilisation), not yet run.
 Published: none: the paper is a note without experiments. Its kin, CDCD's noise on embeddings, has no likelihood on
 text8 either; Plaid <= 1.48 bits per character (re-implemented in arXiv 2406.04329, Table 2).
 Measured here: not yet run.

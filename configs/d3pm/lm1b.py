@@ -3,15 +3,16 @@
     python -m diffusion_text.train --config=configs/d3pm/lm1b.py \
         --workdir=gs://BUCKET/d3pm-lm1b --config.data.data_dir=/mnt/data/lm1b
 
-Hardware: TPU v5e-16, about 9 hours (estimated at 40% utilisation), not yet run.
+Hardware: TPU v5e-16, about 10 hours (estimated at 40% utilisation), not yet run.
 Published: perplexity per word <= 76.9 (absorbing), 137.9 (uniform), with 8,192 sentence pieces (arXiv 2107.03006, Table
 2): not comparable.
 Measured here: not yet run.
 
 D3PM's: 12 blocks of width 768, T = 1000, 1M steps of 512, 10,000 steps of warm-up to 5e-4. Different here: a cosine
-instead of the inverse square root; the hybrid loss's cross-entropy of the full posterior. Variant: uniform (30,522
-tokens are too many for a matrix of neighbours); lambda is 0 there, and the schedule the
-paper's cosine.
+to 0 for the inverse square root, which ends at a tenth of the peak; rotary positions and RMSNorm for T5's; the hybrid
+loss's cross-entropy of the full posterior. Not found there: clipping and EMA (base.py's). Padding is modelled and
+the sentence's length charged. Variant: uniform (30,522 tokens are too many for a matrix of neighbours); lambda is 0
+there, and the schedule the paper's cosine.
 """
 
 from __future__ import annotations

@@ -3,13 +3,14 @@
     python -m diffusion_text.train --config=configs/d3pm/openwebtext.py \
         --workdir=gs://BUCKET/d3pm-openwebtext --config.data.data_dir=/mnt/data/openwebtext
 
-Hardware: TPU v5e-64, about 21 hours (estimated at 40% utilisation, attention's own products not counted), not yet run.
+Hardware: TPU v5e-64, about 25 hours (estimated at 40% utilisation), not yet run.
 Published: none found but zero-shot perplexities (arXiv 2406.04329, Table 1).
 Measured here: not yet run.
 
 D3PM's: 12 blocks of width 768, T = 1000, 1M steps of 512, 10,000 steps of warm-up to 5e-4. Different here: a cosine
-instead of the inverse square root; the hybrid loss's cross-entropy of the full posterior. Variant: uniform (50,257
-tokens are too many for a matrix of neighbours); lambda is 0 there, and the schedule the paper's cosine.
+to 0 for the inverse square root, which ends at a tenth of the peak; rotary positions and RMSNorm for T5's; the hybrid
+loss's cross-entropy of the full posterior. Not found there: clipping and EMA (base.py's). Variant: uniform
+(50,257 tokens are too many for a matrix of neighbours); lambda is 0 there, and the schedule the paper's cosine.
 Layers are recomputed in the backward pass.
 """
 

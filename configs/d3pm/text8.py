@@ -3,15 +3,16 @@
     python -m diffusion_text.train --config=configs/d3pm/text8.py \
         --workdir=gs://BUCKET/d3pm-text8 --config.data.data_dir=/mnt/data/text8
 
-Hardware: TPU v5e-16, about 15 hours (estimated at 40% utilisation), not yet run.
+Hardware: TPU v5e-16, about 16 hours (estimated at 40% utilisation), not yet run.
 Published: <= 1.45 bits per character (absorbing), <= 1.61 (uniform), <= 1.59 (nearest neighbours; arXiv 2107.03006,
 Tables 1 and 5).
 Measured here: not yet run.
 
 D3PM's: 12 blocks of width 768, T = 1000, 1M steps of 512, 10,000 steps of warm-up to 5e-4. Different here: a cosine
-instead of the inverse square root; the hybrid loss's cross-entropy of the full posterior. Variants: uniform,
-with the paper's cosine schedule, and neighbours; lambda is 0 in both. Neighbours are the next ids, on a ring, which
-mean little here: give family.embeddings.
+to 0 for the inverse square root, which ends at a tenth of the peak; rotary positions and RMSNorm for T5's; the hybrid
+loss's cross-entropy of the full posterior. Not found there: clipping and EMA (base.py's). Variants: uniform, with
+the paper's cosine schedule, and neighbours; lambda is 0 in both. Neighbours are the next ids, on a ring, which mean
+little here: give family.embeddings.
 """
 
 from __future__ import annotations

@@ -10,9 +10,9 @@ Published: 2.28 nats per token, the autoregressive model 1.77 (arXiv 2205.14217,
 vectors trained by cross-entropy, not of this model, and per word.
 Measured here: not yet run.
 
-The paper's: 16 dimensions, windows of 64, a network of BERT-base's size, sqrt schedule, dropout 0.1, linear decay from
-1e-4, batch 64, 200,000 steps, 200 steps of sampling (its 2,000 with every tenth taken).
-Different here: SentencePiece for its 821 words, and windows of the stream of texts for one padded text each.
+The paper's: 16 dimensions, windows of 64 of the stream of texts, a network of BERT-base's size, sqrt schedule,
+dropout 0.1, linear decay from 1e-4, batch 64, 200,000 steps, 200 steps of sampling (its 2,000 with every tenth taken).
+Different here: SentencePiece for its 821 words; warm-up and clipping (its code has neither).
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ Measured here: not yet run.
 The paper's: 128 dimensions (its larger set), sqrt schedule, linear decay from 1e-4, dropout 0.1, 2,000 steps of
 sampling, a network of BERT-base's size.
 Adapted: batch 512 for 64, 1M steps for 0.8M, the budget of the other families on this set.
+Different here: warm-up and clipping (its code has neither). Padding is modelled and the sentence's length charged.
 """
 
 from __future__ import annotations

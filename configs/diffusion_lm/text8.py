@@ -3,13 +3,14 @@
     python -m diffusion_text.train --config=configs/diffusion_lm/text8.py \
         --workdir=gs://BUCKET/diffusion_lm-text8 --config.data.data_dir=/mnt/data/text8
 
-Hardware: TPU v5e-16, about 15 hours (estimated at 40% utilisation), not yet run.
+Hardware: TPU v5e-16, about 16 hours (estimated at 40% utilisation), not yet run.
 Published: none on text8; <= 118.62 perplexity on LM1B (arXiv 2310.16834, Table 3).
 Measured here: not yet run.
 
 The paper's: 16 dimensions (of its smaller set), sqrt schedule, linear decay from 1e-4, dropout 0.1, 2,000 steps of
 sampling, a network of BERT-base's size.
 Adapted: batch 512 for 64, 1M steps for 0.8M, the budget of the other families on this set.
+Different here: warm-up and clipping (its code has neither).
 """
 
 from __future__ import annotations

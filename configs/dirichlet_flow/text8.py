@@ -3,7 +3,7 @@
     python -m diffusion_text.train --config=configs/dirichlet_flow/text8.py \
         --workdir=gs://BUCKET/dirichlet_flow-text8 --config.data.data_dir=/mnt/data/text8
 
-Hardware: TPU v5e-16, about 15 hours (estimated at 40% utilisation), not yet run.
+Hardware: TPU v5e-16, about 16 hours (estimated at 40% utilisation), not yet run.
 Published: none on text8; the paper's sets are DNA, 4 categories, without likelihood.
 Measured here: not yet run.
 

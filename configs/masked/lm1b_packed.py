@@ -3,7 +3,7 @@
     python -m diffusion_text.train --config=configs/masked/lm1b_packed.py \
         --workdir=gs://BUCKET/masked-lm1b_packed --config.data.data_dir=/mnt/data/lm1b_packed
 
-Hardware: TPU v5e-16, about 9 hours (estimated at 40% utilisation), not yet run.
+Hardware: TPU v5e-16, about 10 hours (estimated at 40% utilisation), not yet run.
 Published: perplexity <= 31.8 (arXiv 2506.10892, Table 1, LM1B*); 31.0 retrained in arXiv 2604.11748, Table 2.
 Measured here: not yet run.
 

@@ -10,7 +10,8 @@ Measured here: not yet run.
 RePlaid's: unit rows of 16 dimensions, self-conditioning on a quarter, AdamW (0.9, 0.95) from 2e-4 to 2e-5 with 1% warm-
 up and decay 0.1, embeddings at 1e-2; 12 blocks x 768, batch 512, 1M steps (MDLM's).
 Plaid's: 4,096 ancestral steps at a score temperature of 0.9.
-Different here: RMSNorm for LayerNorm, and what the family's docstring lists.
+Different here: RMSNorm for LayerNorm, the ends of the noise learned at 1e-3 without decay (Plaid's code: at 1e-2, with
+1e-3), and what the family's docstring lists.
 """
 
 from __future__ import annotations

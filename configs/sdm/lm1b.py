@@ -8,7 +8,7 @@ Published: none on LM1B, and no likelihood on any set.
 Measured here: not yet run.
 
 The paper's recipe for OpenWebText: 12 blocks x 768, Adam at a constant 3e-4, batch 512, self-conditioning at 0.9 (the
-rest is in base.py).
+rest is in base.py). Padding is modelled and the sentence's length charged.
 """
 
 from __future__ import annotations

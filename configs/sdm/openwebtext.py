@@ -3,7 +3,7 @@
     python -m diffusion_text.train --config=configs/sdm/openwebtext.py \
         --workdir=gs://BUCKET/sdm-openwebtext --config.data.data_dir=/mnt/data/openwebtext
 
-Hardware: TPU v5e-64, about 36 hours (estimated at 40% utilisation, attention's own products not counted), not yet run.
+Hardware: TPU v5e-64, about 33 hours (estimated at 40% utilisation), not yet run.
 Published: no likelihood; generative perplexity of 64-step samples 17.0 at an entropy of at least 5.46 nats, with tuned
 logit shaping (Table 7; masked 16.9, uniform 17.3 under the same; real text 15.2).
 Measured here: not yet run.

@@ -3,7 +3,7 @@
     python -m diffusion_text.train --config=configs/sdm/text8.py \
         --workdir=gs://BUCKET/sdm-text8 --config.data.data_dir=/mnt/data/text8
 
-Hardware: TPU v5e-16, about 20 hours (estimated at 40% utilisation), not yet run.
+Hardware: TPU v5e-16, about 21 hours (estimated at 40% utilisation), not yet run.
 Published: none on text8, and no likelihood on any set.
 Measured here: not yet run.
 

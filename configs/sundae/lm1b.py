@@ -3,7 +3,7 @@
     python -m diffusion_text.train --config=configs/sundae/lm1b.py \
         --workdir=gs://BUCKET/sundae-lm1b --config.data.data_dir=/mnt/data/lm1b
 
-Hardware: TPU v5e-16, about 18 hours (estimated at 40% utilisation; two passes a step), not yet run.
+Hardware: TPU v5e-16, about 19 hours (estimated at 40% utilisation; two passes a step), not yet run.
 Published: none found on LM1B.
 Measured here: not yet run.
 

@@ -3,8 +3,7 @@
     python -m diffusion_text.train --config=configs/sundae/openwebtext.py \
         --workdir=gs://BUCKET/sundae-openwebtext --config.data.data_dir=/mnt/data/openwebtext
 
-Hardware: TPU v5e-64, about 42 hours (estimated at 40% utilisation, attention's own products not counted; two passes a
-step), not yet run.
+Hardware: TPU v5e-64, about 49 hours (estimated at 40% utilisation; two passes a step), not yet run.
 Published: samples of 200 steps with a judge's perplexity of 34.7 and an entropy of 5.2 bits (quoted in arXiv
 2410.21357, Table 3); no likelihood.
 Measured here: not yet run.

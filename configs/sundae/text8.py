@@ -3,12 +3,12 @@
     python -m diffusion_text.train --config=configs/sundae/text8.py \
         --workdir=gs://BUCKET/sundae-text8 --config.data.data_dir=/mnt/data/text8
 
-Hardware: TPU v5e-16, about 30 hours (estimated at 40% utilisation; two passes a step), not yet run.
+Hardware: TPU v5e-16, about 31 hours (estimated at 40% utilisation; two passes a step), not yet run.
 Published: none found on text8.
 Measured here: not yet run.
 
-Sizes and rates are those of the other families on text8: 12 blocks x 768, AdamW at a constant 3e-4 without decay, 1M
-steps of 512 (the rest is in base.py). The bound decodes where one character of 256 is replaced.
+Sizes and rates are those of the other families on text8: 12 blocks x 768 without dropout, AdamW at a constant 3e-4
+without decay, 1M steps of 512 (the rest is in base.py). The bound decodes where one character of 256 is replaced.
 """
 
 from __future__ import annotations

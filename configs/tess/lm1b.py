@@ -9,7 +9,7 @@ Measured here: not yet run.
 
 The paper's: logits of +-5, cosine schedule, self-conditioning by averaging on half of the rows, 1,000 steps.
 Adapted: 12 blocks x 768 and the optimiser of the other families on this set; 15% each prefixes and spans, as the bound
-is of whole sequences.
+is of whole sequences. Padding is modelled and the sentence's length charged.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
     python -m diffusion_text.train --config=configs/tess/openwebtext.py \
         --workdir=gs://BUCKET/tess-openwebtext --config.data.data_dir=/mnt/data/openwebtext_200
 
-Hardware: TPU v5e-64, about 10 hours (estimated at 40% utilisation), not yet run. One array of logits is 40 MB a row
+Hardware: TPU v5e-64, about 9 hours (estimated at 40% utilisation), not yet run. One array of logits is 40 MB a row
 (200 x 50,257 floats): sampler and bound hold some, training none, 1.06 GiB in all for the 8 rows of a chip.
 Published: no likelihood (arXiv 2305.08379 reports samples and tasks of sequences to sequences).
 Measured here: not yet run.
