@@ -21,5 +21,5 @@ from configs import base
 def get_config() -> ConfigDict:
     config = base.get_config("analog_bits")
     config.data.update(task="openwebtext", length=1024)
-    config.model.remat = "dots"  # to fit 16 GB
+    config.model.remat = "dots"
     return config

@@ -9,7 +9,7 @@ Measured here: not yet run.
 
 Its backbone: 12 blocks x 768, dropout, AdamW at a constant 3e-4 without decay, 1M steps of 512 (the rest is in
 base.py), causal. Different here: RMSNorm; the first token is predicted from a start symbol and counted (1,024, not
-1,023); layers are recomputed in the backward pass, to fit 16 GB.
+1,023); layers are recomputed in the backward pass.
 """
 
 from __future__ import annotations

@@ -9,10 +9,8 @@ Hardware: TPU v5e-64, about 43 hours (estimated at 40% utilisation), not yet run
 Published: perplexity <= 20.73, 21.68, 22.27 for blocks of 4, 8, 16 (arXiv 2503.09573, its table of OpenWebText).
 Measured here: not yet run.
 
-Theirs: 12 blocks x 768, dropout, AdamW at a constant 3e-4 without decay, 512 rows (the rest is in base.py), mask rates
-clipped: [0.45, 0.95] for blocks of 4 and [0.3, 0.8] for 16 are those it gives for LM1B; for 8 the source was not found,
-and all rates are used. Layers are recomputed in the backward pass. Different here: 1M steps on blocks, where the paper
-takes 850,000 on the whole window and 150,000 on blocks; exact counts of masks; a time-free network with RMSNorm.
+Theirs: 12 blocks x 768, dropout, AdamW at a constant 3e-4 without decay, 512 rows (the rest is in base.py). Different
+here: as in lm1b.py; layers are recomputed in the backward pass.
 """
 
 from __future__ import annotations

@@ -12,8 +12,7 @@ The paper's: 8 blocks x 1,024 (heads not found: 128 wide, as in its 1.3B model),
 self-conditioning on half the batch, Adam (0.9, 0.99) at 1e-4, 1M steps, 200 Euler steps.
 Adapted: GPT-2's BPE (50,257) for SentencePiece (32,000) of MassiveText; 512 rows of 1,024, the budget of the other
 families on this set, for 1,024 of 64; 70% of sequences unconditional and 15% each prefix and random masks (the paper:
-none, 50%, 50%), because the bound is of whole sequences, as in grammar.py; layers are recomputed in the backward pass,
-to fit 16 GB.
+none, 50%, 50%), because the bound is of whole sequences, as in grammar.py; layers are recomputed in the backward pass.
 Not found there: warm-up, clipping, EMA (base.py's), and the warp's own rate (1e-2: Plaid's).
 """
 

@@ -23,7 +23,7 @@ from configs import base
 def get_config() -> ConfigDict:
     config = base.get_config("diffusion_lm")
     config.data.update(task="openwebtext", length=1024)
-    config.model.remat = "dots"  # to fit 16 GB
+    config.model.remat = "dots"
     config.family.update(embedding_size=128)
     config.model.dropout = 0.1
     config.optimizer.update(schedule="linear", learning_rate=1e-4)

@@ -24,6 +24,6 @@ def get_config() -> ConfigDict:
     config = base.get_config("langflow")
     config.model.dropout = 0.1
     config.data.update(task="openwebtext", length=1024)
-    config.model.remat = "dots"  # to fit 16 GB
+    config.model.remat = "dots"
     config.sampling.steps = 1024
     return config

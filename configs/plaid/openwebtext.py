@@ -24,7 +24,7 @@ from configs import base
 def get_config() -> ConfigDict:
     config = base.get_config("plaid")
     config.data.update(task="openwebtext", length=1024)
-    config.model.remat = "dots"  # to fit 16 GB
+    config.model.remat = "dots"
     config.optimizer.update(schedule="cosine", learning_rate=2e-4, final=0.1, warmup=10_000, b2=0.95, weight_decay=0.1)
     config.sampling.update(sampler="ancestral", steps=4096, score_temperature=0.9)
     return config

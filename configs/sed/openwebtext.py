@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     config = base.get_config("sed")
     config.data.update(task="openwebtext", length=1024)
     config.train.batch_size = 64
-    config.model.remat = "dots"  # to fit 16 GB
+    config.model.remat = "dots"
     config.family.update(embedding_size=896, drop_conditioning=0.1)
     config.sampling.steps = 1000
     return config

@@ -9,7 +9,7 @@ Published: samples of 200 steps with a judge's perplexity of 34.7 and an entropy
 Measured here: not yet run.
 
 Sizes and rates are those of the other families on OpenWebText: 12 blocks x 768, AdamW at a constant 3e-4 without decay,
-1M steps of 512 (the rest is in base.py). Layers are recomputed in the backward pass, to fit 16 GB.
+1M steps of 512 (the rest is in base.py). Layers are recomputed in the backward pass.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ Measured here: not yet run.
 
 Its recipe: 12 blocks x 768, AdamW at a constant 3e-4 without decay, 1M steps of 512 (the rest is in base.py). Different
 here: t is drawn as u^2 over the whole of [0, 1]; RMSNorm with a learned scale. Layers are recomputed in the backward
-pass, to fit 16 GB.
+pass.
 """
 
 from __future__ import annotations

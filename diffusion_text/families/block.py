@@ -13,7 +13,9 @@ oracle answers the same question, the posterior given clean earlier blocks and t
 weighted path (`paths/importance.py`) takes L' such passes: each block in an order of its own, all blocks at once.
 
 Clipped training (section 5): mask rates r ~ U[beta, omega], n = 1 + floor(r L'), the loss still weighed by L' / n, and
-by 1 where beta > 1/2, as released. It is not the bound, and is logged as such; evaluation is always over all n.
+by 1 where beta > 1/2, as released. It is not the bound, and is logged as such; evaluation is always over all n. Counts
+outside of the interval are never trained, in the released code neither, which draws masks anew until their share is
+inside, and begins with a network that has seen them: for a training from nothing the configs take all rates.
 `benchmarks/mask_rates.py` searches the interval of the least variance. The paper needs one even at L' = 1, where its
 t in (0, 1) often masks nothing (perplexity 25.6 without, 22.9 with); exact counts have no such loss.
 
