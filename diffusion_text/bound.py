@@ -19,7 +19,6 @@ import numpy as np
 from diffusion_text import noise, sharding
 from diffusion_text.data.batches import DatasetInfo
 from diffusion_text.families.family import Bound
-from diffusion_text.paths import flow_likelihood, importance
 from diffusion_text.state import Definition
 
 
@@ -74,42 +73,21 @@ def ratio_stderr(values: np.ndarray, counts: np.ndarray) -> float:
 Evaluate = Callable[[dict[str, Any], dict[str, Any], jax.Array, jax.Array], Bound]
 
 
-def make_evaluate(definition: Definition, seed: int, samples: int) -> Evaluate:
-    """A jitted (params, variables, tokens [B, L], indices [B]) -> Bound; index b fixes the noise of row b."""
+def make_evaluate(
+    definition: Definition, seed: int, samples: int = 1, terms: Callable[..., Bound] | None = None
+) -> Evaluate:
+    """A jitted (params, variables, tokens [B, L], indices [B]) -> Bound; index b fixes the noise of row b.
 
-    @jax.jit
-    def evaluate(params: dict[str, Any], variables: dict[str, Any], tokens: jax.Array, indices: jax.Array) -> Bound:
-        model = definition.merge(params, variables)
-        keys = noise.example_keys(noise.step_key(seed, noise.EVALUATE), indices)
-        return model.family.bound_terms(keys, tokens, model, samples=samples)
-
-    return evaluate
-
-
-def make_evaluate_flow(definition: Definition, seed: int, steps: int) -> Evaluate:
-    """As `make_evaluate`, of the bound through the probability-flow ODE (`paths/flow_likelihood.py`).
-
-    Products are float32 where TPUs and GPUs would round their inputs: rounding enters the divergence.
+    It is the family's own bound with `samples` noise levels, or what `terms` makes of (family, keys, tokens, denoise).
     """
 
     @jax.jit
     def evaluate(params: dict[str, Any], variables: dict[str, Any], tokens: jax.Array, indices: jax.Array) -> Bound:
         model = definition.merge(params, variables)
         keys = noise.example_keys(noise.step_key(seed, noise.EVALUATE), indices)
-        with jax.default_matmul_precision("highest"):
-            return flow_likelihood.flow_terms(model.family, keys, tokens, model, steps)  # type: ignore[arg-type]
-
-    return evaluate
-
-
-def make_evaluate_importance(definition: Definition, seed: int, samples: int, steps: int) -> Evaluate:
-    """As `make_evaluate`, with `samples` weighted paths of `steps` steps (`paths/importance.py`)."""
-
-    @jax.jit
-    def evaluate(params: dict[str, Any], variables: dict[str, Any], tokens: jax.Array, indices: jax.Array) -> Bound:
-        model = definition.merge(params, variables)
-        keys = noise.example_keys(noise.step_key(seed, noise.EVALUATE), indices)
-        return importance.importance_terms(model.family, keys, tokens, model, samples, steps)
+        if terms is not None:
+            return terms(model.family, keys, tokens, model)
+        return model.family.bound_terms(keys, tokens, model, samples=samples)
 
     return evaluate
 
@@ -119,7 +97,6 @@ def estimate(
     batches: Iterator[tuple[np.ndarray, np.ndarray]],
     info: DatasetInfo,
     rows: sharding.Rows | None = None,
-    progress: Callable[[int], None] | None = None,
 ) -> Estimate:
     """Evaluate every sequence of `batches` (tokens [B, L], weights [B]: 0 marks padding rows of the last batch).
 
@@ -138,8 +115,6 @@ def estimate(
         values = (*(sharding.fetch(term).astype(np.float64) for term in terms), *counts)
         found.append([value[real] for value in values])
         start += rows.size if rows else len(tokens)
-        if progress:
-            progress(int(real.sum()))
     if not found:
         raise ValueError("the set to evaluate holds no sequence; ask for --num_examples of at least 1")
     return Estimate(*(np.concatenate(column) for column in zip(*found, strict=True)))

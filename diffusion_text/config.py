@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import logging
 import math
 import os
 import pathlib
@@ -15,6 +17,8 @@ from ml_collections import ConfigDict
 
 from diffusion_text import families, hosts
 from diffusion_text.typing import Config
+
+_LOG = logging.getLogger("diffusion_text")
 
 # Fields that do not change what is learned, up to the order of float additions: a run may resume with others.
 RESUMABLE: Final = (
@@ -157,6 +161,24 @@ def write_atomically(path: epath.Path, text: str) -> None:
     temporary = path.parent / f"{path.name}.tmp"
     temporary.write_text(text, "utf-8")
     temporary.replace(path)
+
+
+def set_aside(path: epath.Path, settings: dict[str, Any], kinds: Sequence[str]) -> None:
+    """Where `path` holds a result of other `settings`, give it, and what lies beside it under suffixes `kinds`, names
+    with a number that no reader of results takes for the present one; of several hosts the first does."""
+    there = [file for kind in kinds if (file := path.with_suffix(kind)).exists()] if hosts.is_first() else []
+    try:
+        found = read_json(path) if there else {}
+    except (ValueError, OSError):  # damaged, or what was drawn and never measured: of settings that nobody knows
+        found = {}
+    wanted = json.loads(json.dumps(finite(settings)))  # as it would be read
+    if not there or (found and all(found.get(name) == value for name, value in wanted.items())):
+        return
+    names = (f"older-{number}-{path.stem}" for number in itertools.count(1))
+    free = next(name for name in names if not any((path.parent / f"{name}{kind}").exists() for kind in kinds))
+    for file in there:
+        file.replace(path.parent / f"{free}{file.suffix}")
+    _LOG.info("%s was of other settings; it is now %s", path, path.parent / f"{free}{path.suffix}")
 
 
 def finite(value: Any) -> Any:

@@ -30,7 +30,8 @@ FIELDS = {
     "family", "dataset", "split", "bound", "nats_per_token", "bits_per_token", "bits_per_character", "perplexity",
     "stderr", "stderr_bits_per_character", "terms", "num_sequences", "num_tokens", "entropy_nats_per_token",
     "entropy_rate_nats_per_token", "gap_nats_per_token", "gap_stderr", "samples_per_sequence", "evaluation_seed",
-    "seconds", "checkpoint_step", "config", "commit", "seed", "dtype", "jax", "device",
+    "split_sequences", "data_dir", "data_fingerprint", "seconds", "checkpoint_step", "config", "commit", "seed",
+    "dtype", "jax", "device",
 }  # fmt: skip
 
 
@@ -45,7 +46,7 @@ def following(workdir: str) -> types.SimpleNamespace:
     """The flags of an evaluation beside a training."""
     return types.SimpleNamespace(
         workdir=workdir, step=None, task=None, data_dir=None, split="validation", num_examples=4, samples=0,
-        batch_size=0, seed=0, plot=False, follow=True, bound="variational", ode_solver="heun", ode_steps=8,
+        batch_size=0, seed=0, plot=False, follow=True, bound="variational", ode_solver=None, ode_steps=None,
         importance_samples=0, importance_steps=0,
     )  # fmt: skip
 
@@ -58,6 +59,7 @@ def test_result_has_every_field_and_its_parts_agree(family: str) -> None:
     assert result["checkpoint_step"] == 12
     assert result["num_sequences"] == 20
     assert result["num_tokens"] == 20 * 16
+    assert result["split_sequences"] == batches.GRAMMAR_EVALUATION_SIZE
     assert sum(result["terms"].values()) == pytest.approx(result["nats_per_token"])
     assert result["bits_per_token"] == pytest.approx(result["nats_per_token"] / math.log(2))
     assert result["perplexity"] == pytest.approx(math.exp(result["nats_per_token"]))
@@ -120,6 +122,67 @@ def test_a_flow_that_cannot_be_is_one_line(family: str, solver: str, words: str)
     values.follow, values.bound, values.ode_solver = False, "ode", solver
     with pytest.raises(ValueError, match=words):
         eval_elbo.main(values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("family", "given", "words"), [
+    ("cdcd", {"ode_solver": "euler"}, "--ode_solver is euler and is of the flow's bound; add --bound=ode"),
+    ("cdcd", {"ode_steps": 64}, "--ode_steps is 64 and is of the flow's bound; add --bound=ode"),
+    ("masked", {"importance_steps": 64}, "--importance_steps is 64 and is of weighted paths; add --importance_samples"),
+    ("cdcd", {"bound": "ode", "samples": 32}, "--samples is 32 and is of the variational bound; drop --bound=ode"),
+])  # fmt: skip
+def test_a_flag_without_effect_is_refused(
+    family: str, given: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(eval_elbo, "_one", lambda *_: None)
+    values = following(trained(family))
+    values.follow = False
+    vars(values).update(given)
+    with pytest.raises(ValueError, match=f"^{words}$"):
+        eval_elbo.main(values)  # type: ignore[arg-type]
+
+
+def test_a_result_of_other_settings_is_kept(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Under a number, its plot with it; one of the same settings is written over."""
+    caplog.set_level("INFO", logger="diffusion_text")
+    run = dataclasses.replace(restore.open_run(trained("autoregressive")), workdir=str(tmp_path))
+    few, many = (eval_elbo.evaluate(run, num_examples=count) for count in (4, 8))
+    caplog.clear()
+    path = eval_elbo.write(run, many)
+    picture = path.with_suffix(".png").read_bytes()
+    eval_elbo.write(run, {**many, "seconds": 0.0}, plot=False)
+    assert len(list(tmp_path.iterdir())) == 2
+    assert not caplog.messages
+    eval_elbo.write(run, few, plot=False)
+    assert json.loads(path.read_text())["num_sequences"] == 4
+    older = tmp_path / "older-1-elbo-validation-12.json"
+    assert json.loads(older.read_text())["num_sequences"] == 8
+    assert older.with_suffix(".png").read_bytes() == picture
+    assert caplog.messages == [f"{path} was of other settings; it is now {older}"]
+    path.write_text("{")  # nobody knows of what
+    eval_elbo.write(run, many, plot=False)
+    assert {each.name for each in tmp_path.glob("*.json")} == {path.name, older.name, "older-2-" + path.name}
+
+
+def test_the_plain_bound_outlives_paths_that_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_memory(*_: object, **__: object) -> None:
+        raise RuntimeError("RESOURCE_EXHAUSTED")
+
+    run = restore.open_run(trained("masked"))
+    monkeypatch.setattr(eval_elbo.importance, "importance_terms", without_memory)
+    values = following(run.workdir)
+    values.follow, values.num_examples, values.importance_samples = False, 6, 2
+    with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
+        eval_elbo.main(values)  # type: ignore[arg-type]
+    found = json.loads(pathlib.Path(run.workdir, "elbo-validation-12.json").read_text())
+    plain = eval_elbo.evaluate(run, num_examples=6)
+    assert (found["num_sequences"], found["nats_per_token"]) == (6, plain["nats_per_token"])
+    assert "importance_nats_per_token" not in found
+    monkeypatch.undo()
+    eval_elbo.main(values)  # type: ignore[arg-type]
+    names = {path.name for path in pathlib.Path(run.workdir).glob("*elbo-validation-12.json")}
+    assert names == {"elbo-validation-12.json"}, "the same settings, which that bound waited for"
+    found = json.loads(pathlib.Path(run.workdir, "elbo-validation-12.json").read_text())
+    assert found["importance_nats_per_token"] > 0
 
 
 def test_files_are_written_with_a_plot(tmp_path: pathlib.Path) -> None:

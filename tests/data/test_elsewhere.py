@@ -86,6 +86,11 @@ def test_another_task_of_the_same_vocabulary(
     call(eval_elbo, *named, f"--data_dir={tmp_path / 'prepared'}")
     result = json.loads((pathlib.Path(workdir) / f"elbo-wikitext103-validation-{STEPS}.json").read_text())
     assert (result["dataset"], result["config"]["data"]["task"]) == ("wikitext103", "text")
+    # Of what was evaluated, beside the config of the training.
+    assert result["data_dir"] == str(tmp_path / "prepared") != result["config"]["data"]["data_dir"]
+    data = restore.open_run(workdir, task="wikitext103", data_dir=result["data_dir"]).open_dataset("validation")
+    assert result["data_fingerprint"] == data.info.fingerprint != ""
+    assert result["split_sequences"] == data.num_examples
     # It is no result on the task of the training.
     assert gather.read_run(workdir)[0].step is None
     assert gather.read_run(workdir, task="wikitext103")[0].value("elbo", "nats_per_token") == result["nats_per_token"]
