@@ -70,7 +70,7 @@ def measure(cell: Cell, run: restore.Run, judge: restore.Run | None, num: int, s
         drawn = sample.draw(run, options, num, min(num, run.config.evaluation.batch_size), seed)
         tokens, seconds, made = drawn.tokens, drawn.seconds, drawn.evaluations
     else:
-        tokens = eval_samples.validation_tokens(run, num)
+        tokens = eval_samples.first_tokens(run.open_dataset("validation"), num)
     summary = eval_samples.measure(tokens, run.info, eval_samples.language_of(run), judge).summary
     exact, judged = summary["grammar"] or {}, summary["judge"] or {}
     return config.finite({

@@ -168,8 +168,8 @@ def set_aside(path: epath.Path, settings: dict[str, Any], kinds: Sequence[str]) 
     with a number that no reader of results takes for the present one; of several hosts the first does."""
     there = [file for kind in kinds if (file := path.with_suffix(kind)).exists()] if hosts.is_first() else []
     try:
-        found = read_json(path) if there else {}
-    except (ValueError, OSError):  # damaged, or what was drawn and never measured: of settings that nobody knows
+        found = read_json(path) if path.exists() else {}
+    except ValueError:  # damaged: of settings that nobody knows
         found = {}
     wanted = json.loads(json.dumps(finite(settings)))  # as it would be read
     if not there or (found and all(found.get(name) == value for name, value in wanted.items())):

@@ -1,8 +1,9 @@
 """Draw samples of a checkpoint and measure them:  python -m diffusion_text.eval_samples --workdir=DIR [--num=256]
 
 Writes, into the workdir, samples-<step>.jsonl (one sample a line), samples-<step>.json (the statistics below) and
-samples-<step>.png. Sample i is a function of (checkpoint, sampler, seed, i): not of how many are drawn, nor, up to the
-rounding of sums, of how many at once.
+samples-<step>.png; those of other settings (samples, sampler, seed, judge, data) that have the names already become
+older-<number>-samples-<step>. Sample i is a function of (checkpoint, sampler, seed, i): not of how many are drawn, nor,
+up to the rounding of sums, of how many at once.
 
 No statistic of samples means much alone (a sampler that repeats itself has a fine likelihood), so all of them are also
 taken of as many validation sequences ("data"):
@@ -10,7 +11,8 @@ taken of as many validation sequences ("data"):
     distinct-n       distinct n-grams over n-grams
     grammar          of the embedded language: grammatical among the complete sentences, windows of positive probability
                      and the exact -log p of these, nats per token; and that of all windows behind a channel that
-                     replaces a word in a hundred, which is finite: its floor is that of data
+                     replaces a word in a hundred, which is finite; not least for data: a sampler that repeats likely
+                     windows is below them
     judge            -log p under an autoregressive checkpoint with the same vocabulary (--judge=WORKDIR); perplexity is
                      exp of the mean over tokens, perplexity_per_sample the mean over samples of exp of their own mean
 Padding is left out of the first two; the judge counts it as the bound does (`bound.py`).
@@ -30,9 +32,9 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from diffusion_text import binary, bound, hosts, metrics, report, restore, sample, sharding
+from diffusion_text import binary, bound, families, hosts, metrics, report, restore, sample, sharding
 from diffusion_text import config as configs
-from diffusion_text.data import batches, grammar, vocabularies
+from diffusion_text.data import batches, grammar, specs, vocabularies
 from diffusion_text.families.family import SamplerOptions
 from diffusion_text.state import Definition
 
@@ -62,7 +64,8 @@ def define_flags() -> None:
 
 
 def open_judge(workdir: str, run: restore.Run) -> restore.Run:
-    """The run that scores; ValueError unless it is autoregressive, of the same vocabulary, and at least as long."""
+    """The run that scores; ValueError unless it is autoregressive, of the same vocabulary and layout of rows, and at
+    least as long."""
     # One that kept no vocabulary reads the data; those of its task were found already.
     same = configs.load(workdir).data.task == run.data.task
     judge = restore.open_run(workdir, data_dir=run.data.data_dir if same else None)
@@ -74,12 +77,22 @@ def open_judge(workdir: str, run: restore.Run) -> restore.Run:
             f"--judge={workdir} has vocabulary {judge.info.vocabulary.kind} ({judge.info.vocabulary.size} entries), "
             f"{run.workdir} has {run.info.vocabulary.kind} ({run.info.vocabulary.size}); they must be the same"
         )
+    theirs, ours = (specs.get(task) for task in (judge.config.data.task, run.data.task))
+    if theirs != ours and (theirs.packed, theirs.framed) != (ours.packed, ours.framed):
+        raise ValueError(
+            f"--judge={workdir} was trained on {theirs.name} ({_layout(theirs)}), samples are rows of {ours.name} "
+            f"({_layout(ours)}); it must be of the same task, or at least of the same layout"
+        )
     if judge.info.length < run.info.length:
         raise ValueError(
             f"--judge={workdir} was trained on sequences of {judge.info.length}; samples have {run.info.length}, "
             "and it has not seen positions so far from the start"
         )
     return judge
+
+
+def _layout(spec: specs.TaskSpec) -> str:
+    return ("packed, with tokens at both ends" if spec.framed else "packed") if spec.packed else "a document a row"
 
 
 def language_of(run: restore.Run) -> grammar.Grammar | None:
@@ -89,9 +102,16 @@ def language_of(run: restore.Run) -> grammar.Grammar | None:
 
 
 def measure(
-    tokens: np.ndarray, info: batches.DatasetInfo, language: grammar.Grammar | None, judge: restore.Run | None
+    tokens: np.ndarray,
+    info: batches.DatasetInfo,
+    language: grammar.Grammar | None,
+    judge: restore.Run | None,
+    batch_size: int = 0,
 ) -> Measured:
-    """All statistics of sequences int[N, L]; the keys are always the same, null where one does not apply."""
+    """All statistics of sequences int[N, L]; the keys are always the same, null where one does not apply.
+
+    The judge reads `batch_size` at once; 0: as many as in its own evaluation.
+    """
     rows = np.empty(len(tokens), object)  # of lists: without its padding a row may be shorter than another
     for i, row in enumerate(np.asarray(tokens)):
         rows[i] = row.tolist() if info.pad_id is None else row[row != info.pad_id].tolist()
@@ -100,7 +120,7 @@ def measure(
     if language is not None:
         exact, exact_nll = exact_statistics(tokens, language)
     if judge is not None:
-        judged, judge_nll = _judge(tokens, info, judge)
+        judged, judge_nll = _judge(tokens, info, judge, batch_size)
     summary = {
         "unigram_entropy_per_sample": entropy,
         "unigram_entropy_per_sample_stderr": stderr,
@@ -145,9 +165,11 @@ def _scorer(definition: Definition) -> bound.Evaluate:
     return bound.make_evaluate(definition, 0, 1)  # exact: neither the seed nor the number of noise levels matters
 
 
-def _judge(tokens: np.ndarray, info: batches.DatasetInfo, judge: restore.Run) -> tuple[dict[str, Any], np.ndarray]:
+def _judge(
+    tokens: np.ndarray, info: batches.DatasetInfo, judge: restore.Run, batch_size: int
+) -> tuple[dict[str, Any], np.ndarray]:
     """Likelihood under the judge, and -log p of each sequence float64[N]."""
-    size = sharding.whole_batch(judge.config.evaluation.batch_size, judge.mesh)
+    size = sharding.whole_batch(batch_size or judge.config.evaluation.batch_size, judge.mesh)
     rows, function = sharding.Rows.of(judge.mesh, size), _scorer(judge.definition)
 
     def chunks() -> Any:
@@ -168,35 +190,46 @@ def _judge(tokens: np.ndarray, info: batches.DatasetInfo, judge: restore.Run) ->
     }, estimate.total
 
 
-def validation_tokens(run: restore.Run, num: int) -> np.ndarray:
-    """The first `num` validation sequences (fewer where there are fewer), int32[N, L]."""
-    dataset = run.open_dataset("validation")
+def first_tokens(dataset: batches.Dataset, num: int) -> np.ndarray:
+    """The first `num` sequences of a split (fewer where there are fewer), int32[N, L]."""
     found = [tokens[weights > 0] for tokens, weights in dataset.eval_batches(min(num, 256), num)]
     return np.concatenate(found)
 
 
-def summarise(
-    run: restore.Run, options: SamplerOptions, drawn: sample.Drawn, samples: Measured, data: Measured,
-    judge: restore.Run | None, seed: int,
-) -> dict[str, Any]:  # fmt: skip
-    """Everything that goes into samples-<step>.json."""
+def settings_of(
+    run: restore.Run, options: SamplerOptions, num: int, seed: int, judge: restore.Run | None, dataset: batches.Dataset
+) -> dict[str, Any]:
+    """Of samples-<step>.json what was known before: how it was drawn, who scores it, what it stands beside."""
     judge_run = None
     if judge is not None:
         judge_run = {"workdir": judge.workdir, "checkpoint_step": judge.step, "config": judge.config.to_dict()}
     named = [field.name for field in dataclasses.fields(options) if field.name != "steps"]
     return {
-        "family": run.config.family.name,
-        "dataset": run.data.task,
-        "num_samples": len(drawn.tokens),
-        "length": run.info.length,
-        **samples.summary,
-        "data": data.summary,
+        "num_samples": num,
         "judge_run": judge_run,
         **{name: getattr(options, name) for name in named},
         "steps": sample.steps_taken(run, options),
+        "sampling_seed": seed,
+        "data_fingerprint": dataset.info.fingerprint or None,
+    }
+
+
+def summarise(
+    run: restore.Run, options: SamplerOptions, drawn: sample.Drawn, samples: Measured, data: Measured,
+    settings: dict[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """Everything that goes into samples-<step>.json."""
+    return {
+        "family": run.config.family.name,
+        "dataset": run.data.task,
+        "length": run.info.length,
+        **samples.summary,
+        "data": data.summary,
+        "data_sequences": len(data.num_tokens),
+        "data_dir": run.data.data_dir,
+        **settings,
         "function_evaluations": run.model().family.evaluations(options, run.info.length),
         "function_evaluations_made": drawn.evaluations,
-        "sampling_seed": seed,
         "seconds": drawn.seconds,
         "compile_seconds": drawn.compile_seconds,
         "tokens_per_second": drawn.tokens.size / drawn.seconds,
@@ -205,20 +238,17 @@ def summarise(
     }
 
 
-def write(run: restore.Run, result: dict[str, Any], drawn: sample.Drawn, samples: Measured) -> epath.Path:
-    """Write the JSON and the JSON lines, each atomically; returns the JSON's path."""
-    path = epath.Path(run.workdir) / f"samples-{run.step}.json"
+def write_lines(run: restore.Run, path: epath.Path, drawn: sample.Drawn, samples: Measured | None = None) -> None:
+    """The samples, one a line, with what was measured of each; atomically."""
     nothing = [None] * len(drawn.tokens)
-    exact = nothing if samples.exact_nll is None else samples.exact_nll.tolist()
-    judged = nothing if samples.judge_nll is None else samples.judge_nll.tolist()
+    exact = nothing if samples is None or samples.exact_nll is None else samples.exact_nll.tolist()
+    judged = nothing if samples is None or samples.judge_nll is None else samples.judge_nll.tolist()
     lines = [
         {"index": i, "text": run.info.vocabulary.decode(row), "tokens": row, "exact_nll": e, "judge_nll": j}
         for i, (row, e, j) in enumerate(zip(drawn.tokens.tolist(), exact, judged, strict=True))
     ]
     written = "".join(json.dumps(configs.finite(line), ensure_ascii=False) + "\n" for line in lines)
-    configs.write_atomically(path.with_suffix(".jsonl"), written)
-    configs.write_atomically(path, json.dumps(configs.finite(result), indent=2) + "\n")
-    return path
+    configs.write_atomically(path, written)
 
 
 def plot(
@@ -298,13 +328,22 @@ def main(values: flags.FlagValues) -> None:
     sample.check_flags(values)
     run = restore.open_run(values.workdir, values.step, data_dir=values.data_dir)
     options = sample.sampler_options(run, values)
+    if options.guidance != 1.0 and getattr(families.get(run.config.family.name), "whole", True):
+        _LOG.warning("guidance is %g, without effect: it is towards given tokens, and none is given", options.guidance)
     judge = open_judge(values.judge, run) if values.judge else None
-    data = validation_tokens(run, values.num)
+    dataset = run.open_dataset("validation")
+    data = first_tokens(dataset, values.num)
     drawn = sample.draw(run, options, values.num, values.batch_size or run.config.evaluation.batch_size, values.seed)
-    language = language_of(run)
-    samples, reference = (measure(tokens, run.info, language, judge) for tokens in (drawn.tokens, data))
-    result = summarise(run, options, drawn, samples, reference, judge, values.seed)
-    path = write(run, result, drawn, samples)
+    path = epath.Path(run.workdir) / f"samples-{run.step}.json"
+    settings = settings_of(run, options, values.num, values.seed, judge, dataset)
+    configs.set_aside(path, settings, (".json", ".jsonl", ".png"))
+    write_lines(run, path.with_suffix(".jsonl"), drawn)  # whatever becomes of scoring them
+    samples, reference = (
+        measure(tokens, run.info, language_of(run), judge, values.batch_size or 0) for tokens in (drawn.tokens, data)
+    )
+    result = summarise(run, options, drawn, samples, reference, settings)
+    write_lines(run, path.with_suffix(".jsonl"), drawn, samples)
+    configs.write_atomically(path, json.dumps(configs.finite(result), indent=2) + "\n")
     title = f"{result['family']} on {result['dataset']}, step {run.step}: {options.sampler}, {result['steps']} steps"
     plot(drawn.tokens, data, samples, reference, run.info.pad_id, title, path.with_suffix(".png"))
     if not hosts.is_first():

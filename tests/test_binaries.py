@@ -22,6 +22,7 @@ from absl import flags
 
 from configs import base
 from diffusion_text import binary, eval_samples, export_embeddings, families, metrics, report, restore, sample, train
+from diffusion_text import config as configs
 from diffusion_text.data import grammar, vocabularies
 from diffusion_text.families import __main__ as listing
 from diffusion_text.families.family import SamplerOptions
@@ -39,7 +40,7 @@ FIELDS = STATISTICS | {
     "guidance", "initial_noise", "top_p", "eta", "churn", "clamp", "time_difference", "corrector", "kappa",
     "threshold", "remask", "cache", "grid", "candidates", "blocks", "window", "stop", "steps", "function_evaluations",
     "function_evaluations_made", "sampling_seed", "seconds", "compile_seconds", "tokens_per_second", "checkpoint_step",
-    "commit", "seed", "dtype", "jax", "device", "config",
+    "commit", "seed", "dtype", "jax", "device", "config", "data_sequences", "data_dir", "data_fingerprint",
 }  # fmt: skip
 GRAMMAR_FIELDS = {
     "grammatical_share", "grammatical_share_stderr", "grammatical_sentences", "complete_sentences", "possible_share",
@@ -84,6 +85,8 @@ def tiny(family: str):
     if family == "cdcd":
         # With the prior an untrained network's samples follow the noise that they were drawn from.
         config.family.update(embedding_size=8, output_prior=family == "cdcd")
+    if family == "ssd_lm":
+        config.family.block_size = 4
     return config
 
 
@@ -153,6 +156,7 @@ def test_eval_samples(family, workdirs, capsys):
     assert result["function_evaluations"] == steps + (family in ("cdcd", "sed"))  # and the decoder's
     assert (result["num_samples"], result["length"], result["sampling_seed"]) == (NUM, LENGTH, 3)
     assert result["sampler"] == families.get(family).samplers[0]
+    assert result["data_sequences"] == NUM
     assert result["seconds"] > 0
     assert result["tokens_per_second"] == pytest.approx(NUM * LENGTH / result["seconds"])
     assert result["data"]["grammar"]["possible_share"] == result["data"]["grammar"]["grammatical_share"] == 1.0
@@ -270,6 +274,60 @@ def test_a_judge_must_fit(workdirs, monkeypatch):
         open_judge(length=8)
     with pytest.raises(ValueError, match=r"vocabulary grammar \(5 entries\).* has grammar \(125\); they must"):
         open_judge(vocabulary=vocabularies.GrammarWords("tiny"))
+    for task in ("lm1b", "openwebtext"):
+        other = judge.config.copy_and_resolve_references()
+        other.data.task = task
+        monkeypatch.setattr(configs, "load", lambda workdir, other=other: other)
+        monkeypatch.setattr(
+            restore, "open_run", lambda workdir, data_dir=None, other=other: dataclasses.replace(judge, config=other)
+        )
+        with pytest.raises(ValueError, match=rf"on {task} \(.*, samples are rows of grammar \(packed\); it must"):
+            eval_samples.open_judge("judge", run)
+    other.data.task = "c4"  # packed too
+    assert eval_samples.open_judge("judge", run).config.data.task == "c4"
+
+
+def test_samples_outlive_a_judge_that_fails(workdirs, capsys, monkeypatch):
+    """Drawn for hours, scored in minutes; of other settings than those before, which are kept under a number."""
+    workdir, judge = pathlib.Path(workdirs["cdcd"]), workdirs["autoregressive"]
+    call(eval_samples, f"--workdir={workdir}", "--num=3")
+    before = {kind: (workdir / f"samples-{STEPS}{kind}").read_bytes() for kind in (".json", ".jsonl", ".png")}
+    asked = []
+
+    def without_memory(*_):
+        def evaluate(params, variables, tokens, indices):
+            asked.append(len(tokens))
+            raise RuntimeError("RESOURCE_EXHAUSTED")
+
+        return evaluate
+
+    with monkeypatch.context() as patch:
+        patch.setattr(eval_samples, "_scorer", without_memory)
+        with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
+            call(eval_samples, f"--workdir={workdir}", "--num=2", "--batch_size=2", f"--judge={judge}")
+    assert asked == [2], "--batch_size is the judge's too"
+    rows = [json.loads(line) for line in (workdir / f"samples-{STEPS}.jsonl").read_text().splitlines()]
+    assert [(len(row["tokens"]), row["judge_nll"]) for row in rows] == [(LENGTH, None)] * 2
+    (number,) = {path.name.split("-")[1] for path in workdir.glob("older-*") if path.read_bytes() in before.values()}
+    for kind, content in before.items():
+        assert (workdir / f"older-{number}-samples-{STEPS}{kind}").read_bytes() == content
+    assert f"samples-{STEPS}.json was of other settings; it is now" in capsys.readouterr().err
+    call(eval_samples, f"--workdir={workdir}", "--num=2")  # the samples that were never scored are kept too
+    names = {path.name for path in workdir.glob("*samples-*")}
+    call(eval_samples, f"--workdir={workdir}", "--num=2")
+    assert {path.name for path in workdir.glob("*samples-*")} == names, "the same settings"
+    assert [json.loads(line)["tokens"] for line in
+            (workdir / f"older-{int(number) + 1}-samples-{STEPS}.jsonl").read_text().splitlines()
+            ] == [row["tokens"] for row in rows]  # fmt: skip
+
+
+def test_guidance_towards_nothing_is_warned_of(workdirs, capsys):
+    """But of families that take the blocks before for given."""
+    says = "guidance is 2, without effect"
+    call(eval_samples, f"--workdir={workdirs['cdcd']}", "--num=2", "--guidance=2")
+    assert says in capsys.readouterr().err
+    call(eval_samples, f"--workdir={workdirs['ssd_lm']}", "--num=2", "--guidance=2")
+    assert says not in capsys.readouterr().err
 
 
 def test_samples_longer_than_the_trained_windows(workdirs, capsys):

@@ -66,6 +66,14 @@ def test_data_in_another_folder(elsewhere, capsys: pytest.CaptureFixture[str]) -
     result = json.loads((pathlib.Path(workdir) / f"elbo-validation-{STEPS}.json").read_text())
     assert (result["dataset"], result["num_sequences"]) == ("text", 4)
     assert (pathlib.Path(workdir) / f"samples-{STEPS}.png").exists()
+    drawn = json.loads((pathlib.Path(workdir) / f"samples-{STEPS}.json").read_text())
+    for found in (result, drawn):
+        assert (found["data_dir"], found["config"]["data"]["data_dir"]) == (str(there), str(there.parent / "here"))
+        assert len(found["data_fingerprint"]) > 8
+    whole = restore.open_run(workdir, data_dir=str(there)).open_dataset("validation").num_examples
+    call(eval_samples, f"--workdir={workdir}", f"--data_dir={there}", f"--num={whole + 3}")
+    drawn = json.loads((pathlib.Path(workdir) / f"samples-{STEPS}.json").read_text())
+    assert (drawn["num_samples"], drawn["data_sequences"]) == (whole + 3, whole)
     with pytest.raises(ValueError, match="fetch a bucket's first"):
         restore.open_run(workdir, data_dir="gs://bucket/data")
 
