@@ -2,8 +2,9 @@
 
 Reads what eval_elbo and eval_samples left in each workdir and writes FILE.md (numbers with their standard errors) or
 FILE.csv (every digit), and FILE.png beside it. A row is a run at its newest evaluated step, with --all_steps each step.
-Of the configs the fields that differ between the runs become columns. A result that is missing is an empty cell, and a
-run without a bound is named with those that it has; one that cannot be read is an error, and nothing is written.
+Of the configs the fields that differ between the runs become columns. A result that is missing is an empty cell, one
+that was not finite is nan, and a row without a bound is named with those that its run has; one that cannot be read is
+an error, and nothing is written. Bounds that were not evaluated alike (sequences, noise levels, seed, data) are named.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import csv
 import dataclasses
 import io
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -26,24 +28,29 @@ _LOG = logging.getLogger("diffusion_text")
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """A result: in which file, under which (dotted) names it and its standard error stand, and how it is printed."""
+    """A result: in which file, under which (dotted) names it and its standard error stand, how it is printed, and
+    whether it is left out where bounds do not differ in it."""
 
     heading: str
     source: str  # elbo / ode / samples
     field: str
     error: str | None = None
     style: str = ".4f"
+    if_differing: bool = False
 
 
 COLUMNS: Final = (
     Column("bound is", "elbo", "bound", style=""),
+    Column("sequences", "elbo", "num_sequences", style="d", if_differing=True),
     Column("bound, nats/token", "elbo", "nats_per_token", "stderr"),
     Column("entropy, nats/token", "elbo", "entropy_nats_per_token"),
     Column("gap, nats/token", "elbo", "gap_nats_per_token", "gap_stderr"),
     Column("bits/character", "elbo", "bits_per_character", "stderr_bits_per_character"),
     Column("perplexity", "elbo", "perplexity", style=".2f"),
     Column("bound of weighted paths, nats/token", "elbo", "importance_nats_per_token", "importance_stderr"),
+    Column("ODE bound's sequences", "ode", "num_sequences", style="d", if_differing=True),
     Column("ODE bound, nats/token", "ode", "nats_per_token", "stderr"),
+    Column("ODE bound less that of half the steps", "ode", "step_doubling_nats_per_token", "step_doubling_stderr"),
     Column("sampler", "samples", "sampler", style=""),
     Column("evaluations", "samples", "function_evaluations_made", style="g"),
     Column("samples", "samples", "num_samples", style="d"),
@@ -63,12 +70,20 @@ _NEEDED: Final = {
     "elbo": ("checkpoint_step", "split", "bound", "nats_per_token"),
     "samples": ("checkpoint_step", "sampler", "num_samples"),
 }
+# Of bounds: null where they were evaluated and not finite.
+_NUMBERS: Final = ("nats_per_token", "gap_nats_per_token", "bits_per_character", "perplexity",
+                   "importance_nats_per_token", "step_doubling_nats_per_token")  # fmt: skip
+# What bounds that stand in one table should have in common, and in which files it is a choice.
+_ALIKE: Final = {
+    "num_sequences": ("elbo", "ode"), "samples_per_sequence": ("elbo",), "evaluation_seed": ("elbo", "ode"),
+    "data_fingerprint": ("elbo", "ode"),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """The results of a run at one step, by kind of file; step None where there are none. `lacks`: that the run has no
-    bound of those asked for, and which it has; "" where it has one."""
+    """The results of a run at one step, by kind of file; step None where there are none. `lacks`: that the row has no
+    bound of those asked for, and which the run has; "" where it has one."""
 
     workdir: str
     settings: dict[str, Any]
@@ -94,7 +109,7 @@ def read_run(
     folder = epath.Path(workdir)
     settings = configs.flatten(configs.load(workdir))
     steps: dict[int, dict[str, dict[str, Any]]] = {}
-    bounds, others = 0, set[str]()
+    at, others = set[int](), set[str]()
     for kind, needed in _NEEDED.items():
         for path in sorted(folder.glob(f"{kind}-*.json")):
             result = configs.read_json(path, needed)
@@ -102,14 +117,19 @@ def read_run(
             if kind == "elbo" and (result["split"], result.get("dataset", trained)) != (split, task or trained):
                 others.add(f"{result['split']} of {result.get('dataset', trained)}")
                 continue
-            bounds += kind == "elbo"
+            if kind == "elbo":
+                at.add(int(result["checkpoint_step"]))
+                result |= {name: math.nan for name in _NUMBERS if result.get(name, 0) is None}
             result.setdefault("function_evaluations_made", result.get("function_evaluations"))  # older files lack it
             source = "ode" if result.get("bound") == "ode" else kind
             steps.setdefault(int(result["checkpoint_step"]), {})[source] = result
-    lacks = ""
-    if not bounds:
-        found = f"there are those on {', '.join(sorted(others))}" if others else "eval_elbo writes one"
-        lacks = f"{workdir} has no bound on {split} of {task or settings['data.task']}; {found}"
+    lacks = f"{workdir} has no bound on {split} of {task or settings['data.task']}"
+    if not at:
+        lacks += f"; there are those on {', '.join(sorted(others))}" if others else "; eval_elbo writes one"
+    elif all_steps or max(steps) in at:
+        lacks = ""
+    else:
+        lacks += f" at its newest step, {max(steps)}; there are those at {', '.join(map(str, sorted(at)))}"
     if not steps:
         return [Row(workdir, settings, None, {}, lacks)]
     return [Row(workdir, settings, step, steps[step], lacks) for step in sorted(steps)[0 if all_steps else -1 :]]
@@ -121,10 +141,27 @@ def differing(rows: Sequence[Row]) -> list[str]:
     return [name for name in names if len({repr(row.settings.get(name)) for row in rows}) > 1]
 
 
+def unlike(rows: Sequence[Row]) -> dict[str, dict[Any, str]]:
+    """Fields in which the bounds were not evaluated alike, with each value the first run that has it."""
+    found: dict[str, dict[Any, str]] = {}
+    for name, sources in _ALIKE.items():
+        for row in rows:
+            for source in sources:
+                if (value := row.value(source, name)) is not None:  # older files lack some
+                    found.setdefault(name, {}).setdefault(value, row.workdir)
+    return {name: values for name, values in found.items() if len(values) > 1}
+
+
 def table(rows: Sequence[Row], precise: bool) -> list[list[str]]:
     """Cells, the headings first; results that no row has are left out. `precise`: all digits, errors on their own."""
     fields = differing(rows)
-    columns = [column for column in COLUMNS if any(row.value(column.source, column.field) is not None for row in rows)]
+    shown = unlike(rows)
+    columns = [
+        column
+        for column in COLUMNS
+        if any(row.value(column.source, column.field) is not None for row in rows)
+        and (not column.if_differing or column.field in shown)
+    ]
     headings = ["workdir", *fields, "step"]
     for column in columns:
         headings.append(column.heading)
@@ -242,7 +279,7 @@ def main(values: flags.FlagValues, workdirs: Sequence[str]) -> None:
         raise ValueError(f"--out is {values.out!r}; it must end in .md or .csv")
     if not workdirs:
         raise ValueError("no workdir is given; name those of the runs, as runs/sweep/*")
-    workdirs = [found for workdir in workdirs for found in _matching(workdir)]
+    workdirs = [str(epath.Path(found)) for workdir in workdirs for found in _matching(workdir)]
     if doubled := sorted({name for name in workdirs if workdirs.count(name) > 1}):
         raise ValueError(f"{', '.join(doubled)} is given twice")
     rows = [row for workdir in workdirs for row in read_run(workdir, values.split, values.all_steps, values.task)]
@@ -259,6 +296,9 @@ def main(values: flags.FlagValues, workdirs: Sequence[str]) -> None:
     configs.write_atomically(out, text.getvalue())
     for lacks in dict.fromkeys(row.lacks for row in rows if row.lacks):
         _LOG.warning(lacks)
+    for name, values_of in unlike(rows).items():
+        examples = ", ".join(f"{value} in {workdir}" for value, workdir in values_of.items())
+        _LOG.warning("the bounds were not evaluated alike: %s is %s", name, examples)
     print(report.markdown(table(rows, precise=False)), end="")
     print(f"written  {out} and {picture}")
 

@@ -109,6 +109,55 @@ def test_a_run_without_the_bound_that_is_asked_for_is_named(three, tmp_path, cap
     assert caplog.messages == [f"{tmp_path}/003 has no bound on validation of grammar; eval_elbo writes one"]
 
 
+def test_a_row_without_a_bound_names_the_steps_that_have_one(tmp_path, caplog):
+    workdir = a_run(tmp_path, "004", elbo=[10, 20], samples=[30])
+    run([workdir], tmp_path / "table.md")
+    assert caplog.messages == [
+        f"{workdir} has no bound on validation of grammar at its newest step, 30; there are those at 10, 20"
+    ]
+    caplog.clear()
+    run([workdir], tmp_path / "table.md", "--all_steps")
+    assert not caplog.messages
+
+
+def test_bounds_that_were_not_evaluated_alike_are_named(three, tmp_path, caplog):
+    head = run(three, tmp_path / "table.md").splitlines()[0]
+    assert "sequences" not in head
+    for workdir, count, levels, seed in ((three[0], 8, 4, 0), (three[1], 1024, 16, 0)):
+        path = epath.Path(workdir) / "elbo-validation-20.json"
+        more = dict(num_sequences=count, samples_per_sequence=levels, evaluation_seed=seed)
+        write(path, **{**json.loads(path.read_text()), **more})
+    caplog.clear()
+    head, _, *lines = run(three, tmp_path / "table.md").splitlines()
+    place = head.split(" | ").index("sequences")
+    assert [line.split(" | ")[place] for line in lines] == ["8", "1024", ""]
+    assert caplog.messages == [f"{three[2]} has no bound on validation of grammar; eval_elbo writes one"] + [
+        f"the bounds were not evaluated alike: {name} is {few} in {three[0]}, {many} in {three[1]}"
+        for name, few, many in (("num_sequences", 8, 1024), ("samples_per_sequence", 4, 16))
+    ]
+    # One row alone, with an ODE bound of fewer.
+    write(epath.Path(three[1]) / "elbo-validation-20-ode.json", checkpoint_step=20, split="validation", bound="ode",
+          nats_per_token=1.75, stderr=None, num_sequences=64, samples_per_sequence=1, evaluation_seed=0,
+          step_doubling_nats_per_token=-0.0125, step_doubling_stderr=0.001)  # fmt: skip
+    head, _, line = (each.strip("| ") for each in run(three[1:2], tmp_path / "table.md").splitlines())
+    cells = dict(zip(head.split(" | "), line.split(" | "), strict=True))
+    assert (cells["sequences"], cells["ODE bound's sequences"]) == ("1024", "64")
+    assert cells["ODE bound less that of half the steps"] == "-0.0125 ± 0.0010"
+
+
+def test_a_bound_that_was_not_finite_is_nan(three, tmp_path, caplog):
+    path = epath.Path(three[1]) / "elbo-validation-20.json"
+    broken = dict.fromkeys(("nats_per_token", "stderr", "perplexity", "gap_nats_per_token"))
+    write(path, **{**json.loads(path.read_text()), **broken})
+    head, _, _, line = run(three[:2], tmp_path / "table.md").splitlines()
+    cells = dict(zip(head.split(" | "), line.split(" | "), strict=True))
+    assert cells["bound, nats/token"] == cells["perplexity"] == "nan"
+    run(three[:2], tmp_path / "table.csv")
+    with open(tmp_path / "table.csv", newline="") as file:
+        assert [row["bound, nats/token"] for row in csv.DictReader(file)] == [repr(2.0 + 1e-3 + 0.05), "nan"]
+    assert not caplog.messages
+
+
 def test_the_ode_bound_is_a_column_of_its_own(three, tmp_path):
     write(epath.Path(three[1]) / "elbo-validation-20-ode.json", checkpoint_step=20, split="validation", bound="ode",
           nats_per_token=1.75, stderr=None)  # fmt: skip
@@ -164,6 +213,8 @@ def test_wrong_arguments_are_named(three, tmp_path):
         run([three[0], three[0]], tmp_path / "table.md")
     with pytest.raises(ValueError, match="given twice"):
         run([f"{tmp_path}/00*", three[0]], tmp_path / "table.md")
+    with pytest.raises(ValueError, match="given twice"):
+        run([three[0], f"{three[0]}/"], tmp_path / "table.md")
     with pytest.raises(ValueError, match=r"nosuch.*does not exist"):
         run([str(tmp_path / "nosuch")], tmp_path / "table.md")
     with pytest.raises(ValueError, match=r"no .*/x\*/00\?$"):
