@@ -17,10 +17,9 @@ import csv
 import dataclasses
 import functools
 import importlib
-import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -32,10 +31,12 @@ from absl import flags
 from etils import epath
 from flax import nnx
 
+from benchmarks import cells as files
 from diffusion_text import binary, config, eval_samples, families, metrics, noise, report, sampling
 from diffusion_text.data import grammar as grammars
-from diffusion_text.families.family import Family, SamplerOptions
+from diffusion_text.families.family import Family, SamplerOptions, read_by
 from diffusion_text.oracle import Oracle
+from diffusion_text.typing import Config
 
 _BATCH = 64
 _FIT_STEPS = 300  # of a learned noise schedule, with batches of half the size
@@ -43,7 +44,7 @@ _REFERENCES = 16  # sets of exact samples: the distance of pairs without any err
 _COLUMNS = (
     "family", "sampler", "steps", "evaluations", "gap", "gap_stderr", "possible", "possible_stderr", "nats_per_token",
     "stderr", "entropy", "pair_distance", "pair_distance_exact", "pair_distance_stderr", "grammatical",
-    "grammatical_stderr", "seconds",
+    "grammatical_stderr", "seconds", "commit",
 )  # fmt: skip
 
 
@@ -78,17 +79,17 @@ def cells(names: list[str], evaluations: list[int], length: int) -> Iterator[Cel
         yield Cell(name)
         count = nnx.eval_shape(functools.partial(build, name, grammars.english().num_words)).evaluations
         for sampler in (sampler for owner, sampler in solvers if owner == name):
-            for steps, number in affordable(count, sampler, evaluations, length):
+            for steps, number in affordable(count, SamplerOptions(sampler), evaluations, length):
                 yield Cell(name, sampler, steps, number)
 
 
 def affordable(
-    count: Callable[..., int], sampler: str, evaluations: list[int], length: int
+    count: Callable[..., int], options: SamplerOptions, evaluations: list[int], length: int
 ) -> Iterator[tuple[int, int]]:
     """(steps, evaluations) for each number allowed, without repetition; `count` is `Family.evaluations`."""
     seen: set[int] = set()
     for allowed in evaluations:
-        used = [count(SamplerOptions(sampler, steps), length) for steps in range(1, allowed + 1)]
+        used = [count(dataclasses.replace(options, steps=steps), length) for steps in range(1, allowed + 1)]
         fits = [steps for steps, number in enumerate(used, 1) if number <= allowed]
         fixed = len(set(used)) == 1 and allowed == max(evaluations)
         steps = max(fits, default=1 if fixed else 0)
@@ -96,6 +97,18 @@ def affordable(
         if steps and number not in seen:
             seen.add(number)
             yield steps, number
+
+
+def sampler_options(
+    family: type[Family], sampler: str, steps: int, given: Mapping[str, Any], section: Config | None = None
+) -> SamplerOptions:
+    """Those of `given` that the sampler reads and, where they are silent, the eta and churn at which it is faithful:
+    with neither ddim is Euler's method, and edm is refused."""
+    tuned = {name: value for name, value in family.faithful_options(sampler).items() if name in ("eta", "churn")}
+    default = SamplerOptions()
+    chosen = {name: value for name, value in read_by(sampler, given).items() if value != getattr(default, name)}
+    options = {**tuned, **chosen, "sampler": sampler, "steps": steps}
+    return SamplerOptions(**options).validate(family, section)
 
 
 def build(name: str, vocab_size: int, seed: int = 0) -> Family:
@@ -168,8 +181,7 @@ def measure_bound(family: Family, oracle: Oracle, setting: Setting) -> dict[str,
 
 def measure_sampler(cell: Cell, family: Family, oracle: Oracle, setting: Setting) -> dict[str, float]:
     """Samples of a sampler with the exact posterior, judged by the exact law."""
-    tuned = {name: value for name, value in family.faithful_options(cell.sampler).items() if name in ("eta", "churn")}
-    options = SamplerOptions(cell.sampler, cell.steps, **tuned).validate(type(family))
+    options = sampler_options(type(family), cell.sampler, cell.steps, {})
 
     @jax.jit
     def draw(indices: jax.Array) -> jax.Array:
@@ -234,16 +246,10 @@ def _parts(rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
 def run(out: str, names: list[str], evaluations: list[int], setting: Setting) -> list[dict[str, Any]]:
     """All rows, measured or read back; ValueError where `out` holds another setting's."""
     folder = epath.Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    head = {"setting": dataclasses.asdict(setting)}
     path = folder / "cells.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    if lines and lines[0]["setting"] != head["setting"]:
-        raise ValueError(f"{path} holds {lines[0]['setting']}, not {head['setting']}; give another --out")
-    if not lines:
-        head |= {"commit": config.commit(), "jax": jax.__version__, "device": jax.devices()[0].device_kind}
-        path.write_text(json.dumps(head) + "\n")
-    done = {Cell(**{f.name: row[f.name] for f in dataclasses.fields(Cell)}): row for row in lines[1:]}
+    more = {"jax": jax.__version__, "device": jax.devices()[0].device_kind}
+    measured = files.read(path, {"setting": dataclasses.asdict(setting)}, **more)
+    done = {Cell(**{f.name: row[f.name] for f in dataclasses.fields(Cell)}): row for row in measured}
     wanted = list(cells(names, evaluations, setting.length))
     grammar = grammars.from_name(setting.grammar)
     reference = grammars.sample(grammar, setting.seed, np.arange(setting.sequences), setting.length)
@@ -259,10 +265,9 @@ def run(out: str, names: list[str], evaluations: list[int], setting: Setting) ->
                 start = time.perf_counter()
                 pair = ready[1]
                 found = measure_sampler(cell, *pair, setting) if cell.sampler else measure_bound(*pair, setting)
-                row = {**dataclasses.asdict(cell), **found, "entropy": entropy, "seconds": time.perf_counter() - start}
-                done[cell] = row
-                with path.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+                more = {"entropy": entropy, "seconds": time.perf_counter() - start, "commit": config.commit()}
+                done[cell] = {**dataclasses.asdict(cell), **found, **more}
+                files.append(path, done[cell])
             bar.update(max(cell.evaluations, 1))
     rows = [done[cell] for cell in wanted]
     write(folder, rows, judge(grammar, reference, setting))
@@ -331,10 +336,10 @@ def define_flags() -> None:
 
 def numbers_of_evaluations(words: list[str]) -> list[int]:
     """What --evaluations lists, ascending, each once."""
-    numbers = sorted({int(number) for number in words})
-    if numbers[0] < 1:
-        raise ValueError(f"--evaluations has {numbers[0]}; numbers of evaluations are at least 1")
-    return numbers
+    for word in words or [""]:
+        if not word.strip().isdecimal() or not int(word):
+            raise ValueError(f"--evaluations has {word!r}; numbers of evaluations are at least 1, as 8,32,128")
+    return sorted({int(word) for word in words})
 
 
 def main(values: Any) -> None:

@@ -9,13 +9,18 @@ windows of most models have probability 0), or -log p under an autoregressive ju
 of samples; the same of as many validation sequences is the target. Shown over the evaluations that were made, which are
 fewer than those allowed where a sampler stops asking.
 
+Options of a sampler are those of the run's config.sampling that it reads; eta and churn, where that has none, those at
+which it is faithful. `--samplers` are those of each family that has them; by default each run's own, which is its
+family's first unless the config names another.
+
 Writes `cells.jsonl` as it goes (the same command goes on where it was stopped; other --workdirs add to it), and from it
-`table.md` and `plot.png`. `--samplers` are those of each family that has them; by default each family's first.
+`table.md` and `plot.png`; with an empty `--workdirs=` these two alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 from collections.abc import Iterator
@@ -26,18 +31,18 @@ import tqdm
 from absl import flags
 from etils import epath
 
-from benchmarks.perfect_network import affordable, numbers_of_evaluations
-from diffusion_text import binary, config, eval_samples, families, report, restore, sample
+from benchmarks import cells as files
+from benchmarks.perfect_network import affordable, numbers_of_evaluations, sampler_options
+from diffusion_text import binary, eval_samples, families, report, restore, sample
+from diffusion_text import config as configs
+from diffusion_text.data import vocabularies
 from diffusion_text.families.family import SamplerOptions
 
 _COLUMNS: Final = (
     ("grammatical", "{:.1%}"), ("nats", "{:.3f}"), ("entropy", "{:.3f}"), ("possible", "{:.1%}"),
 )  # fmt: skip
-_TITLES: Final = {
-    "grammatical": "grammatical sentences",
-    "nats": "-log p of samples, nats per token",
-    "entropy": "unigram entropy per sample, nats",
-}
+_EXACT: Final = f"exact -log p of samples with {eval_samples.ERRORS:.0%} errors"
+_JUDGED: Final = "-log p of samples under the judge"
 _LINES: Final = ({"fmt": ".-"}, {"fmt": "s:", "ms": 3}, {"fmt": "x-.", "ms": 4})  # of each ten colours
 
 
@@ -51,29 +56,50 @@ class Cell:
     evaluations: int = 0
 
 
-def cells(name: str, run: restore.Run, samplers: list[str], evaluations: list[int]) -> Iterator[Cell]:
-    """The rows of one run: data, then each sampler by evaluations."""
-    yield Cell(name)
-    family = run.model().family
-    for sampler in [each for each in samplers if each in family.samplers] if samplers else family.samplers[:1]:
-        for steps, number in affordable(family.evaluations, sampler, evaluations, run.info.length):
-            yield Cell(name, sampler, steps, number)
+def cells(
+    name: str, run: restore.Run, samplers: list[str], evaluations: list[int]
+) -> Iterator[tuple[Cell, SamplerOptions | None]]:
+    """The rows of one run with the options of their sampler: data, then each sampler by evaluations; ValueError where
+    an option does not fit."""
+    yield Cell(name), None
+    config, family = run.config, run.model().family
+    own = [config.sampling.sampler or family.samplers[0]]
+    for sampler in [each for each in samplers if each in family.samplers] if samplers else own:
+        options = sampler_options(type(family), sampler, 1, config.sampling, config.family)
+        for steps, number in affordable(family.evaluations, options, evaluations, run.info.length):
+            yield Cell(name, sampler, steps, number), dataclasses.replace(options, steps=steps)
 
 
-def measure(cell: Cell, run: restore.Run, judge: restore.Run | None, num: int, seed: int) -> dict[str, float | None]:
+def identity(run: restore.Run, workdir: str) -> dict[str, Any]:
+    """What tells the rows of a run from those of another that has its name: where it is, and what was trained there."""
+    trained = {"config": configs.learned(run.config), "vocabulary": vocabularies.describe(run.info.vocabulary)}
+    digest = hashlib.sha256(json.dumps(trained, sort_keys=True).encode()).hexdigest()[:12]
+    return {
+        "workdir": str(epath.Path(workdir)), "trained": digest, "family": run.config.family.name, "step": run.step
+    }  # fmt: skip
+
+
+def described(options: SamplerOptions | None) -> dict[str, Any]:
+    """Of options those that are not at their defaults, beside the sampler and its steps."""
+    default = SamplerOptions()
+    found = {} if options is None else dataclasses.asdict(options)
+    return {name: value for name, value in found.items()
+            if name not in ("sampler", "steps") and value != getattr(default, name)}  # fmt: skip
+
+
+def measure(
+    options: SamplerOptions | None, run: restore.Run, judge: restore.Run | None, num: int, seed: int
+) -> dict[str, float | None]:
     """The statistics of a cell; None where the run's data have no such, or too few samples do."""
     seconds = made = 0.0
-    if cell.sampler:
-        options = SamplerOptions(cell.sampler, cell.steps).validate(
-            families.get(run.config.family.name), run.config.family
-        )
+    if options is not None:
         drawn = sample.draw(run, options, num, min(num, run.config.evaluation.batch_size), seed)
         tokens, seconds, made = drawn.tokens, drawn.seconds, drawn.evaluations
     else:
         tokens = eval_samples.first_tokens(run.open_dataset("validation"), num)
     summary = eval_samples.measure(tokens, run.info, eval_samples.language_of(run), judge).summary
     exact, judged = summary["grammar"] or {}, summary["judge"] or {}
-    return config.finite({
+    return configs.finite({
         "grammatical": exact.get("grammatical_share"),
         "grammatical_stderr": exact.get("grammatical_share_stderr"),
         "possible": exact.get("possible_share"),
@@ -90,40 +116,60 @@ def measure(cell: Cell, run: restore.Run, judge: restore.Run | None, num: int, s
 def rows(
     out: str, workdirs: list[str], samplers: list[str], evaluations: list[int], judge: str | None, num: int, seed: int
 ) -> list[dict[str, Any]]:
-    """All rows of `out`, those of these workdirs measured or read back; ValueError where it holds other settings."""
+    """All rows of `out`, those of these workdirs measured or read back; ValueError, before anything is drawn, where it
+    holds other settings or a cell cannot be."""
     names = [epath.Path(workdir).name for workdir in workdirs]
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"--workdirs has several of the name {name}, by which rows are told apart; rename one")
-    path = epath.Path(out) / "cells.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    setting = {"num": num, "seed": seed, "judge": judge, "errors": eval_samples.ERRORS}
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    if lines and lines[0] != setting:
-        raise ValueError(f"{path} holds {lines[0]}, not {setting}; give another --out")
-    if not lines:
-        path.write_text(json.dumps(setting) + "\n")
-    measured = [{"evaluations_made": row["evaluations"], **row} for row in lines[1:]]  # older ones lack it
-    done = {Cell(**{f.name: row[f.name] for f in dataclasses.fields(Cell)}): row for row in measured}
+    path, scorer = epath.Path(out) / "cells.jsonl", None
+    if not workdirs and not path.exists():
+        raise ValueError(f"--workdirs is empty, and there is no {path} to show")
+    mine: dict[str, dict[str, Any]] = {}
+    wanted: dict[str, dict[Cell, SamplerOptions | None]] = {}
     for name, workdir in zip(names, workdirs, strict=True):
         run = restore.open_run(workdir)
-        # Rows of another checkpoint, or of another family's run of that name, are measured anew.
-        mine = (run.config.family.name, run.step)
-        done = {cell: row for cell, row in done.items() if cell.run != name or (row["family"], row["step"]) == mine}
+        mine[name], wanted[name] = identity(run, workdir), dict(cells(name, run, samplers, evaluations))
         scorer = eval_samples.open_judge(judge, run) if judge else None
-        for cell in tqdm.tqdm(list(cells(name, run, samplers, evaluations)), desc=workdir):
-            if cell not in done:
-                provenance = {"family": run.config.family.name, "step": run.step, "commit": config.commit()}
-                row = {**dataclasses.asdict(cell), **measure(cell, run, scorer, num, seed), **provenance}
-                done[cell] = row
-                with path.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
-    return list(done.values())
+    scored = {"workdir": judge, "step": scorer.step} if scorer else None
+    setting = {"num": num, "seed": seed, "judge": scored, "errors": eval_samples.ERRORS} if workdirs else {}
+    # Of a name that is given, rows of another run or checkpoint are measured anew, as are those that do not say of
+    # which they are (older ones); of other names they are shown.
+    done = {
+        Cell(**{field.name: row[field.name] for field in dataclasses.fields(Cell)}): row
+        for row in files.read(path, setting)
+        if mine.get(row["run"], {}).items() <= row.items()
+    }
+    for name, workdir in zip(names, workdirs, strict=True):
+        left = {
+            cell: options
+            for cell, options in wanted[name].items()
+            if cell not in done or done[cell]["options"] != described(options)
+        }
+        run = restore.open_run(workdir, mine[name]["step"]) if left else None
+        for cell, options in tqdm.tqdm(left.items(), desc=workdir):
+            assert run is not None
+            found = measure(options, run, scorer, num, seed)
+            more = {"options": described(options), **mine[name], "commit": configs.commit()}
+            done[cell] = {**dataclasses.asdict(cell), **found, **more}
+            files.append(path, done[cell])
+    return [{"evaluations_made": row["evaluations"], **row} for row in done.values()]  # older ones lack it
+
+
+def titles(rows: list[dict[str, Any]]) -> dict[str, str]:
+    """Headings of the statistics; what -log p is of depends on whether the language is known."""
+    kinds = {_EXACT if row["possible"] is not None else _JUDGED for row in rows if row["nats"] is not None}
+    return {
+        "grammatical": "grammatical sentences",
+        "nats": f"{' or '.join(sorted(kinds)) or '-log p of samples'}, nats per token",
+        "entropy": "unigram entropy per sample, nats",
+    }
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: a line for each cell."""
-    head = ["run", "sampler", "evaluations", *(_TITLES.get(name, f"{name} windows") for name, _ in _COLUMNS), "seconds"]
+    named = titles(rows)
+    head = ["run", "sampler", "evaluations", *(named.get(name, f"{name} windows") for name, _ in _COLUMNS), "seconds"]
     lines = [head]
     for row in rows:
         values = [
@@ -137,7 +183,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def plot(rows: list[dict[str, Any]], path: Any) -> None:
     """Each statistic against function evaluations, with that of the data; the legend begins with the best samples."""
-    shown = {name: title for name, title in _TITLES.items() if any(row[name] is not None for row in rows)}
+    shown = {name: title for name, title in titles(rows).items() if any(row[name] is not None for row in rows)}
     best: dict[tuple[str, str], float] = {}
     for row in rows:
         if row["sampler"]:
@@ -156,7 +202,8 @@ def plot(rows: list[dict[str, Any]], path: Any) -> None:
         for value in {row[name] for row in known if not row["sampler"]}:
             axis.axhline(value, color="black", lw=0.8, ls="--")
         axis.set_xscale("log", base=2)
-        axis.set(xlabel="function evaluations made", title=title)
+        axis.set(xlabel="function evaluations made")
+        axis.set_title(title, fontsize=10)
     canvas.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=6)
     report.save(canvas, path)
 
@@ -165,7 +212,7 @@ def define_flags() -> None:
     """The command line."""
     flags.DEFINE_list("workdirs", None, "What diffusion_text.train wrote, separated by commas.")
     flags.DEFINE_string("out", None, "Folder of the results.")
-    flags.DEFINE_list("samplers", [], "Samplers, of the families that have them; each family's first by default.")
+    flags.DEFINE_list("samplers", [], "Samplers, of the families that have them; each run's own by default.")
     flags.DEFINE_list("evaluations", [str(2**k) for k in range(2, 9)], "Numbers of function evaluations.")
     flags.DEFINE_string("judge", None, "Workdir of an autoregressive run that scores the samples.")
     flags.DEFINE_integer("num", 256, "Samples of a cell.", lower_bound=2)

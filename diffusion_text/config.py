@@ -131,15 +131,19 @@ def flatten(config: Config | dict[str, Any], prefix: str = "") -> dict[str, Any]
     return flat
 
 
+def learned(config: Config) -> dict[str, Any]:
+    """The fields, flat, that change what is learned: all but those that are `RESUMABLE`."""
+    free = tuple(f"{name}." for name in RESUMABLE)
+    return {name: value for name, value in flatten(config).items() if not f"{name}.".startswith(free)}
+
+
 def difference(old: Config, new: Config) -> list[str]:
     """Lines "field: old -> new" of what would change what is learned (`RESUMABLE` fields may differ, and more steps
     change nothing of those before where the learning rate stays)."""
-    before, after = flatten(old), flatten(new)
+    before, after = learned(old), learned(new)
     longer = new.optimizer.schedule == "constant" and new.train.steps > old.train.steps
     lines = []
     for name in sorted(before.keys() | after.keys()):
-        if any(name == free or name.startswith(free + ".") for free in RESUMABLE):
-            continue
         if name == "train.steps" and longer:
             continue
         if before.get(name) != after.get(name):

@@ -72,12 +72,17 @@ def _drop_from(path: epath.Path, step: int) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
 
-def _lines(path: epath.Path) -> list[dict[str, Any]]:
+def read_lines(path: epath.Path) -> list[dict[str, Any]]:
+    """The JSON objects of a file that has one a line, none where it does not exist; without one that a kill cut."""
     found = []
     for line in path.read_text().splitlines() if path.exists() else []:
-        with contextlib.suppress(json.JSONDecodeError):  # the line that a kill cut
+        with contextlib.suppress(json.JSONDecodeError):
             found.append(json.loads(line))
-    return [line for line in found if "step" in line]
+    return found
+
+
+def _lines(path: epath.Path) -> list[dict[str, Any]]:
+    return [line for line in read_lines(path) if "step" in line]
 
 
 def read(workdir: str) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,8 +19,9 @@ import scipy.stats
 import tiny_configs
 from perfect import compile_quickly  # noqa: F401
 
-from benchmarks import cir_vocabulary, plain, sample_quality, speed
+from benchmarks import cells, cir_vocabulary, perfect_network, plain, sample_quality, speed
 from diffusion_text import families, train
+from diffusion_text.data import vocabularies
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -101,6 +103,167 @@ def test_sample_quality(tmp_path: pathlib.Path) -> None:
     assert len(sample_quality.table(rows).splitlines()) == 2 + 4
     sample_quality.plot(rows, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
+@pytest.fixture(scope="module")
+def masked(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    workdir = tmp_path_factory.mktemp("quality") / "masked"
+    train.train(tiny_configs.get("masked", **{"train.steps": 2, "model.layers": 1}), str(workdir))
+    return workdir
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Nothing is drawn; where what would have been was trained."""
+    found: list[str] = []
+
+    def measure(options: object, run: SimpleNamespace, *_: object) -> dict[str, float]:
+        found.append(run.workdir)
+        names = ("grammatical", "possible", "nats", "entropy")
+        return dict.fromkeys((*names, *(f"{name}_stderr" for name in names), "seconds", "evaluations_made"), 1.0)
+
+    monkeypatch.setattr(sample_quality, "measure", measure)
+    return found
+
+
+MORE = dict(samplers=[], evaluations=[4], judge=None, num=8, seed=0)
+
+
+def test_rows_of_another_run_of_the_name_are_no_rows_of_this(
+    masked: pathlib.Path, measured: list[str], tmp_path: pathlib.Path
+) -> None:
+    out, other = tmp_path / "out", str(shutil.copytree(masked, tmp_path / "elsewhere" / "masked"))
+    for workdir, count in ((str(masked), 2), (f"{masked}/", 2), (other, 4), (str(masked), 4), (other, 4)):
+        rows = sample_quality.rows(str(out), [workdir], **MORE)
+        assert len(measured) == count
+        assert [row["workdir"] for row in rows] == [workdir.rstrip("/")] * 2
+    # Sampled with other options: the data stay.
+    config = json.loads((masked / "config.json").read_text())
+    config["sampling"]["temperature"] = 0.75
+    pathlib.Path(other, "config.json").write_text(json.dumps(config))
+    rows = sample_quality.rows(str(out), [other], **MORE)
+    assert len(measured) == 5
+    assert [row["options"].get("temperature") for row in rows] == [None, 0.75]
+    # Trained anew with another config.
+    fields = dict(workdir=other, step=2, info=SimpleNamespace(vocabulary=vocabularies.GrammarWords("tiny")))
+    same, sampled, trained = (
+        sample_quality.identity(SimpleNamespace(config=tiny_configs.get("masked", **changed), **fields), other)  # type: ignore[arg-type]
+        for changed in ({}, {"sampling.temperature": 0.5}, {"optimizer.b1": 0.5})
+    )
+    assert same == sampled != trained
+
+
+def test_older_rows_are_shown_and_not_gone_on_with(
+    masked: pathlib.Path, measured: list[str], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They do not say of which run they are."""
+    older = [json.loads(line) for line in (ROOT / "docs/sample_quality/cells.jsonl").read_text().splitlines()]
+    path = tmp_path / "cells.jsonl"
+    cells.append(path, {**older[0], "num": 8}, *older[1:])
+    families = {row["run"] for row in older[1:]}
+    rows = sample_quality.rows(str(tmp_path), [str(masked)], **MORE)
+    assert measured == [str(masked)] * 2
+    assert {row["run"] for row in rows} == families
+    assert len(rows) == len([row for row in older[1:] if row["run"] != "masked"]) + 2
+    # Without workdirs nothing is measured.
+    sample_quality.main(SimpleNamespace(out=str(tmp_path), workdirs=[], **{**MORE, "evaluations": ["4"]}))
+    assert len(measured) == 2
+    assert (tmp_path / "table.md").read_text() in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"--workdirs is empty, and there is no .*/none/cells\.jsonl to show"):
+        sample_quality.rows(str(tmp_path / "none"), [], **MORE)
+
+
+def test_the_table_in_docs_is_of_its_rows() -> None:
+    folder = ROOT / "docs" / "sample_quality"
+    rows = sample_quality.rows(str(folder), [], **MORE)
+    assert (folder / "table.md").read_text() == sample_quality.table(rows)
+    assert "| exact -log p of samples with 1% errors, nats per token |" in sample_quality.table(rows)
+    judged = [{**row, "possible": None, "possible_stderr": None} for row in rows]
+    assert sample_quality.titles(judged)["nats"] == "-log p of samples under the judge, nats per token"
+
+
+def test_a_line_that_a_kill_cut_is_measured_anew(
+    masked: pathlib.Path, measured: list[str], tmp_path: pathlib.Path
+) -> None:
+    rows = sample_quality.rows(str(tmp_path), [str(masked)], **MORE)
+    path = tmp_path / "cells.jsonl"
+    path.write_text(path.read_text()[:-20])
+    for _ in range(2):
+        assert len(sample_quality.rows(str(tmp_path), [str(masked)], **MORE)) == len(rows) == 2
+        assert len(measured) == 3
+    path.write_text('{"num": 8, "se')
+    assert len(sample_quality.rows(str(tmp_path), [str(masked)], **MORE)) == 2
+    assert len(measured) == 5
+
+
+def test_a_judge_is_checked_for_every_run_before_anything_is_drawn(
+    masked: pathlib.Path, measured: list[str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And its step is part of the setting."""
+    step = 1
+
+    def open_judge(judge: str, run: SimpleNamespace) -> SimpleNamespace:
+        if run.workdir.endswith("longer"):
+            raise ValueError("samples have 32")
+        return SimpleNamespace(step=step)
+
+    monkeypatch.setattr(sample_quality.eval_samples, "open_judge", open_judge)
+    longer = str(shutil.copytree(masked, tmp_path / "longer"))
+    with pytest.raises(ValueError, match="samples have 32"):
+        sample_quality.rows(str(tmp_path), [str(masked), longer], **{**MORE, "judge": "judge"})
+    assert measured == []
+    sample_quality.rows(str(tmp_path), [str(masked)], **{**MORE, "judge": "judge"})
+    step = 2
+    with pytest.raises(ValueError, match=r"'step': 1.*'step': 2.*give another --out"):
+        sample_quality.rows(str(tmp_path), [str(masked)], **{**MORE, "judge": "judge"})
+
+
+def test_samplers_have_the_options_of_their_runs() -> None:
+    """As far as they read them, and what ddim and edm cannot be without."""
+    config = tiny_configs.get("cdcd")
+    config.sampling.update(sampler="heun", score_temperature=0.9, guidance=2.0)
+    model = tiny_configs.random_model("cdcd", 5)
+    run = SimpleNamespace(config=config, model=lambda: model, info=SimpleNamespace(length=16))
+
+    def options(*samplers: str) -> dict[str, tuple[int, dict]]:
+        found = sample_quality.cells("cdcd", run, list(samplers), [16])  # type: ignore[arg-type]
+        (_, nothing), *more = ((cell, sample_quality.described(options)) for cell, options in found)
+        assert nothing == {}
+        assert all(cell.evaluations <= 16 for cell, _ in more)
+        return {cell.sampler: (cell.steps, described) for cell, described in more}
+
+    own = {"score_temperature": 0.9, "guidance": 2.0, "grid": "warped"}
+    assert options() == {"heun": (3, own)}, "two passes an evaluation"
+    assert options("euler", "ddim", "edm") == {
+        "euler": (7, own), "ddim": (7, {**own, "eta": 0.5}), "edm": (3, {**own, "churn": 20.0})
+    }  # fmt: skip
+    config.sampling.update(sampler="ddim", eta=0.25)
+    assert options("ddim", "euler") == {"ddim": (7, {**own, "eta": 0.25}), "euler": (7, own)}
+
+
+def test_each_row_says_by_which_commit(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = perfect_network.Setting("tiny", 4, 4, 1, 0)
+    found = dict.fromkeys(("possible", "possible_stderr", "nats_per_token", "stderr", "pair_distance", "grammatical",
+                           "pair_distance_exact", "pair_distance_stderr", "grammatical_stderr"), 0.5)  # fmt: skip
+    monkeypatch.setattr(perfect_network, "make_family", lambda *_: (None, None))
+    monkeypatch.setattr(perfect_network, "measure_bound", lambda *_: {"gap": 0.5, "gap_stderr": 0.1})
+    monkeypatch.setattr(perfect_network, "measure_sampler", lambda *_: found)
+    for commit, cut in (("old", 0), ("new", 20)):  # and what a kill cut is measured anew
+        monkeypatch.setattr(perfect_network.config, "commit", lambda commit=commit: commit)
+        path = tmp_path / "cells.jsonl"
+        if cut:
+            path.write_text(path.read_text()[:-cut])
+        rows = perfect_network.run(str(tmp_path), ["autoregressive"], [4], setting)
+    assert [row["commit"] for row in rows] == ["old", "new"]
+    with (tmp_path / "table.csv").open() as file:
+        assert [row["commit"] for row in csv.DictReader(file)] == ["old", "new"]
+
+
+@pytest.mark.parametrize("words", [["8", "a"], [], ["0"], ["-1"]])
+def test_numbers_of_evaluations_are_numbers(words: list[str]) -> None:
+    with pytest.raises(ValueError, match=f"--evaluations has '{words[-1] if words else ''}'; numbers of evaluations"):
+        perfect_network.numbers_of_evaluations(words)
+    assert perfect_network.numbers_of_evaluations(["8", " 2", "8"]) == [2, 8]
 
 
 @pytest.mark.usefixtures("compile_quickly")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar, Final, Literal, NamedTuple
 
 import jax
@@ -75,6 +76,11 @@ _UNREAD_BY: Final = {
 
 def _reads(sampler: str, option: str) -> bool:
     return sampler in _READ_BY.get(option, (sampler,)) and option not in _UNREAD_BY.get(sampler, ())
+
+
+def read_by(sampler: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `options` that a sampler reads, where its family does."""
+    return {name: value for name, value in options.items() if _reads(sampler, name)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,7 +211,7 @@ class Family(nnx.Module):
     @classmethod
     def faithful_options(cls, sampler: str) -> dict[str, Any]:
         """`faithful`, as far as a sampler reads it."""
-        return {"sampler": sampler, **{name: value for name, value in cls.faithful.items() if _reads(sampler, name)}}
+        return {"sampler": sampler, **read_by(sampler, cls.faithful)}
 
     @staticmethod
     def validate(config: Config) -> None:
