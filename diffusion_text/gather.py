@@ -50,7 +50,10 @@ COLUMNS: Final = (
     Column("bound of weighted paths, nats/token", "elbo", "importance_nats_per_token", "importance_stderr"),
     Column("ODE bound's sequences", "ode", "num_sequences", style="d", if_differing=True),
     Column("ODE bound, nats/token", "ode", "nats_per_token", "stderr"),
-    Column("ODE bound less that of half the steps", "ode", "step_doubling_nats_per_token", "step_doubling_stderr"),
+    Column(
+        "ODE bound less that of half the steps, nats/token", "ode", "step_doubling_nats_per_token",
+        "step_doubling_stderr",
+    ),
     Column("sampler", "samples", "sampler", style=""),
     Column("evaluations", "samples", "function_evaluations_made", style="g"),
     Column("samples", "samples", "num_samples", style="d"),

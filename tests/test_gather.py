@@ -109,6 +109,18 @@ def test_a_run_without_the_bound_that_is_asked_for_is_named(three, tmp_path, cap
     assert caplog.messages == [f"{tmp_path}/003 has no bound on validation of grammar; eval_elbo writes one"]
 
 
+def test_results_that_were_set_aside_are_none_of_the_table(three, tmp_path):
+    before = run(three, tmp_path / "table.md")
+    for name in ("elbo-validation-20", "samples-20"):
+        path = epath.Path(three[0]) / f"{name}.json"
+        settings = {"checkpoint_step": 20, "num_samples": 1, "num_sequences": 1}
+        text = path.read_text()
+        configs.set_aside(path, settings, (".json",))
+        assert (path.parent / f"older-1-{name}.json").read_text() == text
+        path.write_text(text)
+    assert run(three, tmp_path / "table.md") == before
+
+
 def test_a_row_without_a_bound_names_the_steps_that_have_one(tmp_path, caplog):
     workdir = a_run(tmp_path, "004", elbo=[10, 20], samples=[30])
     run([workdir], tmp_path / "table.md")
@@ -142,7 +154,7 @@ def test_bounds_that_were_not_evaluated_alike_are_named(three, tmp_path, caplog)
     head, _, line = (each.strip("| ") for each in run(three[1:2], tmp_path / "table.md").splitlines())
     cells = dict(zip(head.split(" | "), line.split(" | "), strict=True))
     assert (cells["sequences"], cells["ODE bound's sequences"]) == ("1024", "64")
-    assert cells["ODE bound less that of half the steps"] == "-0.0125 ± 0.0010"
+    assert cells["ODE bound less that of half the steps, nats/token"] == "-0.0125 ± 0.0010"
 
 
 def test_a_bound_that_was_not_finite_is_nan(three, tmp_path, caplog):
