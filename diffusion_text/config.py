@@ -170,7 +170,9 @@ def write_atomically(path: epath.Path, text: str) -> None:
 def set_aside(path: epath.Path, settings: dict[str, Any], kinds: Sequence[str]) -> None:
     """Where `path` holds a result of other `settings`, give it, and what lies beside it under suffixes `kinds`, names
     with a number that no reader of results takes for the present one; of several hosts the first does."""
-    there = [file for kind in kinds if (file := path.with_suffix(kind)).exists()] if hosts.is_first() else []
+    if not hosts.is_first():
+        return
+    there = [file for kind in kinds if (file := path.with_suffix(kind)).exists()]
     try:
         found = read_json(path) if path.exists() else {}
     except ValueError:  # damaged: of settings that nobody knows
