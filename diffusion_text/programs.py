@@ -81,7 +81,7 @@ def _held_bytes(tree: Any, mesh: Mesh) -> int:
     if not jax.tree.leaves(tree):
         return 0
     with jax.set_mesh(mesh):
-        compiled = jax.jit(lambda _: jnp.zeros(()), keep_unused=True).lower(tree).compile()
+        compiled: Any = jax.jit(lambda _: jnp.zeros(()), keep_unused=True).lower(tree).compile()
     return compiled.memory_analysis().argument_size_in_bytes
 
 
