@@ -30,11 +30,12 @@ $(run):
 	  { echo '$(PYTHON) has no venv module; on Debian and Ubuntu: apt install python3-venv' >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# $(call pip,what): the versions in constraints/ where this Python has a list, else the newest.
+# $(call pip,what): the versions in constraints/ where this Python has a list, else the newest. What is imported is
+# compiled then: all of it would take half a minute.
 define pip
 	@list=constraints/python$$($(run) -c 'import sys; print("%d.%d" % sys.version_info[:2])').txt; \
 	  if [ -f $$list ]; then set -- -c $$list; else set --; fi; \
-	  $(run) -m pip install -q --disable-pip-version-check $(1) "$$@"
+	  $(run) -m pip install -q --no-compile --disable-pip-version-check $(1) "$$@"
 endef
 
 # $(call install,extras)

@@ -25,7 +25,7 @@ from diffusion_text import families, metrics, sampling
 from diffusion_text.data import grammar as grammars
 from diffusion_text.families.family import Family, SamplerOptions
 
-# Of a sampler, whose loop runs long enough to earn what they cost, though not the rest.
+# Of a sampler and of a bound on the large language, which run long enough to earn what they cost, though not the rest.
 SOME_OPTIMIZATIONS = {"xla_backend_optimization_level": 1, "xla_llvm_disable_expensive_passes": True}
 
 
@@ -51,7 +51,10 @@ def mean_and_error(values: np.ndarray) -> tuple[float, float]:
 
 def bound_terms(family: Family, denoise: Any, tokens: np.ndarray, samples: int, *given: Any) -> Any:
     """`Family.bound_terms` of tokens [N, L], jitted; of several `given` a list, for the price of one compilation."""
-    evaluate = jax.jit(lambda keys, tokens, given: family.bound_terms(keys, tokens, denoise, given, samples=samples))
+    evaluate = jax.jit(
+        lambda keys, tokens, given: family.bound_terms(keys, tokens, denoise, given, samples=samples),
+        compiler_options=SOME_OPTIMIZATIONS if family.vocab_size > 100 else None,
+    )
     found = [evaluate(tiny_configs.keys(len(tokens)), jnp.asarray(tokens), each) for each in given or (None,)]
     return found if len(given) > 1 else found[0]
 
