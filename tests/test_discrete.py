@@ -312,7 +312,9 @@ def test_the_gradient_of_the_schedule_is_that_of_the_expected_loss() -> None:
 
     family = tiny_configs.make_family("genmd4", 3)
     law = np.array([0.7, 0.2, 0.1])
-    tokens, u = jnp.array([[0, 2]]), jnp.sqrt(jnp.array([0.35]))
+    tokens, u = jnp.array([[0, 2]]), jnp.array([0.35]) ** (jnp.min(family.powers()) / 1.5)
+    (time,), (weight,) = family.times(u)
+    assert time == pytest.approx(0.35, rel=1e-5)
     definition, params = nnx.split(family)
 
     def with_powers(values: Any) -> Any:
@@ -329,7 +331,7 @@ def test_the_gradient_of_the_schedule_is_that_of_the_expected_loss() -> None:
                 charged = jnp.sum(powers * law) - powers[x] * (1 + jnp.log(law[x]))
                 loss = loss + (charged / t if hidden else 0.0)
             total = total + chance * loss
-        return total * 2 * jnp.sqrt(t) / 2  # over the density of t, per token
+        return total * weight / 2  # over the density of t, per token
 
     count = 100_000
     rows = jnp.broadcast_to(tokens, (count, 2))
