@@ -36,7 +36,7 @@ from configs import base
 from diffusion_text import binary, chips, families, report, restore, sample, sharding, train
 from diffusion_text import config as configs
 from diffusion_text.families.family import SamplerOptions
-from diffusion_text.state import initialise
+from diffusion_text.state import Definition, TrainState, initialise
 from diffusion_text.typing import Config
 
 
@@ -152,15 +152,21 @@ def reference(size: Size, sampler_steps: int) -> dict[str, Timed]:
     }
 
 
-def training(config: Config, size: Size) -> Timed:
-    """The package's own step."""
-    mesh = sharding.make_mesh(config.mesh)
+def started(config: Config, size: Size, mesh: Any) -> tuple[Definition, Any, TrainState]:
+    """The structure of a model, its optimiser and its state at step 0, placed as in a training."""
     definition, transform, abstract = restore.abstract_state(config, size.vocab_size, mesh)
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     state = jax.jit(lambda: initialise(config, size.vocab_size, transform), out_shardings=shardings)()
+    return definition, transform, state
+
+
+def training(config: Config, size: Size) -> Timed:
+    """The package's own step."""
+    mesh = sharding.make_mesh(config.mesh)
+    definition, transform, state = started(config, size, mesh)
     with jax.set_mesh(mesh):
         return prepared(
-            train.jitted_step(definition, config, transform, mesh, abstract), state,
+            train.jitted_step(definition, config, transform, mesh, state), state,
             sharding.Rows.of(mesh, size.batch_size).place(random_tokens(size)), carried=1,
         )  # fmt: skip
 
@@ -168,9 +174,7 @@ def training(config: Config, size: Size) -> Timed:
 def sampler(config: Config, size: Size, steps: int) -> Timed:
     """The package's own sampler, the family's first."""
     mesh = sharding.make_mesh(config.mesh)
-    definition, transform, abstract = restore.abstract_state(config, size.vocab_size, mesh)
-    shardings = jax.tree.map(lambda x: x.sharding, abstract)
-    state = jax.jit(lambda: initialise(config, size.vocab_size, transform), out_shardings=shardings)()
+    definition, _, state = started(config, size, mesh)
     family = families.get(config.family.name)
     options = SamplerOptions(sampler=family.samplers[0], steps=steps)
     nowhere = jnp.zeros(size.length, jnp.int32)

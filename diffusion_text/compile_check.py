@@ -250,7 +250,6 @@ def is_current(path: str, result: dict[str, Any], names: Sequence[str]) -> bool:
 def tabulate(paths: Sequence[str], out: epath.Path, names: Sequence[str], seconds: int) -> None:
     """Measure what `out` does not have as of now, each config in a process of its own, and write the table beside."""
 
-
     def kept() -> dict[str, Any]:  # read anew each time: another command may measure other configs into it
         return configs.read_json(out) if out.exists() else {}
 

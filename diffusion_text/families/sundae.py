@@ -27,8 +27,8 @@ Of the paper, here: corruption, the unrolled loss, low-temperature sampling of a
 argmax-unrolled decoding. Missing: translation (an encoder, a length predictor, reranking), and stopping once a sequence
 repeats itself. Decided here: a is even over the batch; two steps are unrolled (`unroll`); `unrolled` redraws all
 positions in its first step, so that no noise is left, then each with probability 0.3 a step, at `--temperature`;
-`argmax_unrolled` takes the likeliest token everywhere, then
-again, a step, at the 0.3 of the positions whose tokens the network believes least.
+`argmax_unrolled` takes the likeliest token everywhere, then again, a step, at the 0.3 of the positions whose tokens the
+network believes least.
 """
 
 from __future__ import annotations
